@@ -1,0 +1,1 @@
+"""Evaluation harness. Importing this package imports nothing heavy."""

@@ -1,0 +1,1 @@
+"""One folder per paper. Importing this package imports nothing heavy."""

@@ -1,0 +1,1 @@
+"""Infrastructure shared by the papers. Importing this package imports nothing heavy."""

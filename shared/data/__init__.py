@@ -1,0 +1,1 @@
+"""Data: catalog and resolver, generated verifiable tasks."""

@@ -1,0 +1,1 @@
+"""Artifacts, studies, launcher, records, statistics, claims, canaries, tables, plots."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning: loss pipeline, baseline losses, advantages, trainers."""
