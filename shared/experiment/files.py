@@ -1,0 +1,158 @@
+"""Small file tools under every record: plain JSON of a config, hashes, atomic writes, locks between processes.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import fcntl
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shared.experiment.contracts import AssayError
+
+HASH_LENGTH = 16
+
+
+class ConfigError(AssayError):
+    """A config holds something that cannot be printed into a record."""
+
+
+class RunBusy(AssayError):
+    """Another process works on this folder."""
+
+
+class Unwritable(AssayError):
+    """A folder that the program must write to refuses."""
+
+
+def plain(value: Any, where: str = "config") -> Any:
+    """JSON value of a config; a dataclass becomes a dict with its class name under `__type__`.
+
+    Raises `ConfigError` for functions, tensors and other things whose printed form would not say what they are.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        return {"__type__": type(value).__name__, **fields}
+    if isinstance(value, enum.Enum):
+        return plain(value.value, where)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, set | frozenset):
+        return sorted(plain(item, where) for item in value)
+    if isinstance(value, Path):
+        return str(value)
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:
+        return plain(value.item(), where)  # scalars of numpy and torch
+    raise ConfigError(
+        f"{where} is a {type(value).__name__}, which no record can print: name it by a string or a number."
+    )
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a plain value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+def config_hash(config: Any) -> str:
+    """Hash of a config as it is printed into `config.json`."""
+    return digest(plain(config))
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` in one step: a reader sees the old file or the new one, also after a power cut."""
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def move_aside(path: Path, why: str) -> Path:
+    """Rename `path` to `<path>.<why>-<first free number>` and return the new place. Nothing is deleted."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.{why}-{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target
+
+
+def ensure_writable(folder: Path) -> Path:
+    """Create `folder` and prove that files can be written there, or raise `Unwritable`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Unwritable(
+            f"Cannot write to {folder} ({error.strerror}): choose another folder or make this one writable."
+        ) from error
+    return folder
+
+
+class FileLock:
+    """flock on a file that also tells who holds it. It goes with the process, however that ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._descriptor: int | None = None
+
+    def acquire(self, wait: bool = False) -> bool:
+        """True once the lock is ours; False if another process has it and `wait` is off."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._descriptor = descriptor
+        return True
+
+    def holder(self) -> str:
+        """Process id of the last holder, as text."""
+        try:
+            return self.path.read_text() or "unknown"
+        except OSError:
+            return "unknown"
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
