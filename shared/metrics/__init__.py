@@ -1,0 +1,1 @@
+"""Metrics shared by training and evaluation. Importing this package imports nothing heavy."""
