@@ -89,6 +89,11 @@ def claims_hash(experiment: Experiment) -> dict[str, str]:
     return {claim.id: _test_hash(claim) for claim in experiment.claims}
 
 
+def fixed_before(claim: Claim, provenance: Mapping[str, Any]) -> bool:
+    """True if a run began with exactly this test declared."""
+    return (provenance["claims_hash"] or {}).get(claim.id) == _test_hash(claim)
+
+
 def _test_hash(claim: Claim) -> str:
     test = [claim.study, claim.metric, sorted(claim.contrast.items()), claim.n, claim.threshold, claim.side, claim.unit]
     return hashlib.sha256(json.dumps(test).encode()).hexdigest()[:16]
@@ -167,7 +172,7 @@ def _objection(claim: Claim, results: Results, seeds: list[int]) -> str:
     for arm in claim.contrast:
         provenance = results.provenance(claim.study, arm)
         for seed in seeds:
-            if (provenance[seed]["claims_hash"] or {}).get(claim.id) != _test_hash(claim):
+            if not fixed_before(claim, provenance[seed]):
                 return f"{arm} seed {seed} began before this test was fixed"
     return f"{len(seeds)} of {claim.n} seeds so far" if len(seeds) < claim.n else ""
 

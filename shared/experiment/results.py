@@ -85,7 +85,11 @@ class Results:
 
     def summaries(self, study: str) -> dict[str, dict[int, dict[str, Any]]]:
         """arm -> seed -> what the run function returned."""
-        return {name: dict(arm.summaries) for name, arm in self._study(study).items()}
+        return {arm: self.summary(study, arm) for arm in self.arms(study)}
+
+    def summary(self, study: str, arm: str) -> dict[int, dict[str, Any]]:
+        """seed -> what the run function returned."""
+        return self._arm(study, arm).summaries
 
     def curves(self, study: str, arm: str) -> dict[int, list[Row]]:
         """seed -> rows of metrics.jsonl, each with `step`. Committed curves are thinned, see promote."""
@@ -94,6 +98,10 @@ class Results:
     def config(self, study: str, arm: str) -> dict[str, Any]:
         """The whole config of the arm as plain JSON, equal for all its seeds."""
         return self._arm(study, arm).config
+
+    def config_hash(self, study: str, arm: str) -> dict[int, str]:
+        """seed -> hash of the whole config."""
+        return self._arm(study, arm).config_hash
 
     def provenance(self, study: str, arm: str) -> dict[int, dict[str, Any]]:
         """seed -> commit, hashes, versions, device."""
@@ -125,6 +133,11 @@ class _CommittedArm:
     @property
     def config(self) -> dict[str, Any]:
         return self._head["config"]
+
+    @property
+    def config_hash(self) -> dict[int, str]:
+        value: str = self._head["config_hash"]
+        return dict.fromkeys(self.seeds, value)
 
     @property
     def summaries(self) -> dict[int, dict[str, Any]]:
@@ -170,6 +183,10 @@ class _FreshArm:
     @property
     def config(self) -> dict[str, Any]:
         return self._json("config.json")[self.seeds[0]]["config"]
+
+    @property
+    def config_hash(self) -> dict[int, str]:
+        return {seed: config["config_hash"] for seed, config in self._json("config.json").items()}
 
     @property
     def summaries(self) -> dict[int, dict[str, Any]]:

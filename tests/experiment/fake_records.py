@@ -26,7 +26,8 @@ def toy_claim(**changes: Any) -> Claim:
 
 
 def toy_experiment(*claims: Claim, seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 100)) -> Experiment:
-    study = Study("main", "is b above a?", {"a": None, "b": None}, lambda _: {}, {"proxy": Grid(seeds)})
+    arms = {arm: {"arm": arm} for arm in ("a", "b")}
+    study = Study("main", "is b above a?", arms, lambda _: {}, {"proxy": Grid(seeds)})
     return Experiment("toy", (), (study,), claims or (toy_claim(),))
 
 

@@ -1,0 +1,218 @@
+"""Copy complete records of a clean commit from `runs/` into `results/`, where they become the reference.
+
+Special: promotion goes arm by arm and is repeatable: the same records give the same bytes. An arm is refused, by name,
+if anything about it could be doubted; the other arms still go through.
+
+    python -m papers promote cegppo
+
+Curves are thinned to at most 200 rows a run and 600 an arm (first, last and the rows with the most metrics stay, the
+others evenly) and rounded to four significant digits; summaries stay exact. A paper's records stay below 1 MB that way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.experiment.claims import fixed_before, validate
+from shared.experiment.contracts import AssayError, Experiment, Study
+from shared.experiment.files import config_hash
+from shared.experiment.records import RecordDamaged
+from shared.experiment.results import ARM_FILE, CURVES_FILE, ROOT, RUNS_FILE, Results, Row, to_columns
+
+MAX_ROWS_RUN = 200
+MAX_ROWS_ARM = 600
+MAX_BYTES_PAPER = 1_000_000
+
+
+class Refused(AssayError):
+    """Why an arm may not be promoted."""
+
+
+@dataclass
+class Promotion:
+    """What happened: `study/arm` names, refused ones with a reason, and bytes now committed for the paper."""
+
+    promoted: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+
+def promote(
+    experiment: Experiment, scale: str = "proxy", runs_root: Path | None = None, root: Path = ROOT
+) -> Promotion:
+    """Promote every arm of `experiment` that has fresh records at `scale`.
+
+    Refused: missing seeds, damaged records, NaN, a dirty tree, a commit that is not in the history, another config than
+    the one declared now, runs that began before the claims they judge were fixed, mixed code inside a study.
+    """
+    validate(experiment)
+    fresh = Results(runs_root or root / "runs", experiment.paper, scale)
+    committed = Results.committed(experiment.paper, scale, root)
+    outcome = Promotion()
+    for study in experiment.studies:
+        if scale not in study.scales or study.name not in fresh.studies():
+            continue
+        accepted = []
+        for arm in declared_arms(study, scale):
+            if arm in fresh.arms(study.name):
+                try:
+                    _check_arm(experiment, study, arm, fresh, root)
+                    accepted.append(arm)
+                except (Refused, RecordDamaged) as error:
+                    outcome.refused[f"{study.name}/{arm}"] = str(error)
+        mixed = _mixed_code(study, accepted, fresh, committed)
+        if mixed:
+            outcome.refused |= {f"{study.name}/{arm}": mixed for arm in accepted}
+            continue
+        for arm in accepted:
+            _write_arm(committed.dir / study.name / arm, fresh, study, arm)
+            outcome.promoted.append(f"{study.name}/{arm}")
+    outcome.size = size_of(experiment.paper, root)
+    return outcome
+
+
+def declared_arms(study: Study, scale: str) -> tuple[str, ...]:
+    """Arms of the study at a scale."""
+    return study.scales[scale].arms or tuple(study.arms)
+
+
+def current_config(study: Study, arm: str, scale: str) -> Any:
+    """Config that a run of the arm would have now."""
+    overrides = study.scales[scale].overrides
+    return dataclasses.replace(study.arms[arm], **overrides) if overrides else study.arms[arm]
+
+
+def size_of(paper: str, root: Path = ROOT) -> int:
+    """Bytes committed for a paper."""
+    return sum(path.stat().st_size for path in (root / "results" / paper).rglob("*") if path.is_file())
+
+
+def _check_arm(experiment: Experiment, study: Study, arm: str, fresh: Results, root: Path) -> None:
+    """Raise `Refused` or `RecordDamaged` unless every declared seed may be committed."""
+    declared = study.scales[fresh.scale].seeds
+    missing = sorted(set(declared) - set(fresh.seeds(study.name, arm)))
+    if missing:
+        raise Refused(f"seeds {', '.join(map(str, missing))} are not complete: run {experiment.paper} with --all")
+    wanted = config_hash(current_config(study, arm, fresh.scale))
+    claims = [claim for claim in experiment.claims if claim.study == study.name and arm in claim.contrast]
+    provenance, found = fresh.provenance(study.name, arm), fresh.config_hash(study.name, arm)
+    for seed in declared:
+        early = [claim.id for claim in claims if not fixed_before(claim, provenance[seed])]
+        commit = provenance[seed]["commit"]
+        if provenance[seed]["dirty"]:
+            raise Refused(f"seed {seed} ran on a dirty tree: commit, then run it again")
+        if not in_history(commit, root):
+            raise Refused(f"seed {seed} ran on commit {commit[:10]}, which is not in the history: run it again")
+        if found[seed] != wanted:
+            raise Refused(f"seed {seed} ran with another config than the one declared now: run it again")
+        if early:
+            raise Refused(f"seed {seed} began before the test of claim {early[0]} was fixed: run it again")
+
+
+def _mixed_code(study: Study, accepted: list[str], fresh: Results, committed: Results) -> str:
+    """Complaint if the study would hold records of different code, or nothing."""
+    kept = (
+        [arm for arm in committed.arms(study.name) if arm not in accepted] if study.name in committed.studies() else []
+    )
+    sources = [(fresh, arm) for arm in accepted] + [(committed, arm) for arm in kept if accepted]
+    hashes: dict[str, str] = {}
+    for results, arm in sources:
+        provenance = results.provenance(study.name, arm)
+        for seed in study.scales[fresh.scale].seeds:
+            if seed in provenance:
+                hashes.setdefault(provenance[seed]["code_hash"], arm)
+    if len(hashes) < 2:
+        return ""
+    return f"arms {' and '.join(hashes.values())} ran on different code: run the whole study {study.name} again"
+
+
+def _write_arm(target: Path, fresh: Results, study: Study, arm: str) -> None:
+    """Replace the committed folder of one arm in one step."""
+    seeds = sorted(study.scales[fresh.scale].seeds)
+    provenance, cost = fresh.provenance(study.name, arm), fresh.cost(study.name, arm)
+    summaries, curves = fresh.summary(study.name, arm), fresh.curves(study.name, arm)
+    first = provenance[seeds[0]]
+    common = {key: value for key, value in first.items() if all(provenance[seed].get(key) == value for seed in seeds)}
+    runs = [
+        {
+            "seed": seed,
+            "summary": summaries[seed],
+            "cost": cost[seed],
+            "provenance": {key: value for key, value in provenance[seed].items() if key not in common},
+        }
+        for seed in seeds
+    ]
+    limit = max(2, min(MAX_ROWS_RUN, MAX_ROWS_ARM // len(seeds)))
+    columns = [
+        {"seed": seed, "columns": to_columns([_rounded(row) for row in thin(curves[seed], limit)])} for seed in seeds
+    ]
+    runs_text, curves_text = _lines(runs), _lines(columns)
+    head = {
+        "study": study.name,
+        "arm": arm,
+        "seeds": seeds,
+        "config": fresh.config(study.name, arm),
+        "config_hash": fresh.config_hash(study.name, arm)[seeds[0]],
+        "provenance": common,
+        "sha256": {
+            RUNS_FILE: hashlib.sha256(runs_text).hexdigest(),
+            CURVES_FILE: hashlib.sha256(curves_text).hexdigest(),
+        },
+    }
+    building = target.with_name(f".{target.name}.new")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    (building / ARM_FILE).write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (building / RUNS_FILE).write_bytes(runs_text)
+    (building / CURVES_FILE).write_bytes(_compressed(curves_text))
+    shutil.rmtree(target, ignore_errors=True)
+    building.rename(target)
+
+
+def thin(rows: list[Row], limit: int) -> list[Row]:
+    """At most `limit` rows: first and last, rows with more metrics than usual first, the others evenly."""
+    if len(rows) <= limit:
+        return rows
+    widths = sorted(len(row) for row in rows)
+    rich = [index for index, row in enumerate(rows) if len(row) > widths[len(rows) // 2]]
+    kept = {0, len(rows) - 1} | set(_evenly(rich, max(0, limit // 2 - 2)))
+    others = [index for index in range(len(rows)) if index not in kept]
+    kept |= set(_evenly(others, limit - len(kept)))
+    return [rows[index] for index in sorted(kept)]
+
+
+def _evenly(items: list[int], count: int) -> list[int]:
+    if len(items) <= count:
+        return items
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
+
+
+def _rounded(row: Row) -> Row:
+    return {name: value if name == "step" else float(f"{value:.4g}") for name, value in row.items()}
+
+
+def _lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
+
+
+def _compressed(content: bytes) -> bytes:
+    """gzip without name and date, so that equal content gives equal bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
+        file.write(content)
+    return buffer.getvalue()
+
+
+def in_history(commit: str, root: Path = ROOT) -> bool:
+    """True if `commit` is HEAD or one of its ancestors."""
+    command = ["git", "-C", str(root), "merge-base", "--is-ancestor", commit, "HEAD"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
