@@ -89,15 +89,16 @@ def install(session: nox.Session, *extras: str) -> None:
     chosen = sorted({*extras, *(have.get("extras", []) if current else [])})
     STAMP.unlink(missing_ok=True)
     session.log(f"Installing Assay with {', '.join(chosen)} into .nox/core (once; minutes on a slow line)")
-    if have.get("python") != list(sys.version_info[:2]):
+    if have.get("python") != list(sys.version_info[:2]) or not (CORE / "bin" / "python").exists():
         shutil.rmtree(CORE, ignore_errors=True)
         # virtualenv comes with nox and works where the system lacks python3-venv.
         session.run(sys.executable, "-m", "virtualenv", "--quiet", str(CORE), external=True, log=False)
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
     command = [str(CORE / "bin" / "python"), "-m", "pip", "install", *quiet, *torch_index()]
     try:
-        requirement = f".[{','.join(chosen)}]"
-        session.run(*command, "-c", "constraints.txt", "-e", requirement, env=environment(), external=True, log=False)
+        command += ["-c", "constraints.txt", "-e", f".[{','.join(chosen)}]"]
+        # setuptools warns at length about what an editable install is.
+        session.run(*command, env={**environment(), "PYTHONWARNINGS": "ignore"}, external=True, log=False)
     except CommandFailed:
         session.error(
             "Installing the dependencies failed; pip's reason stands above. Without a network or behind a proxy, set "
