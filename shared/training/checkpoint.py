@@ -118,7 +118,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy())
+        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
