@@ -250,27 +250,3 @@ def compare(fresh: ClaimResult, committed: ClaimResult) -> Status:
         return "FAIL"
     threshold = fresh.claim.threshold
     return "OK" if (fresh.effect > threshold) == (committed.effect > threshold) else "drifted"
-
-
-def seeds_short(result: ClaimResult) -> str:
-    """`5`, or `3/5` while runs are missing."""
-    return str(result.n_seeds) if result.n_seeds >= result.claim.n else f"{result.n_seeds}/{result.claim.n}"
-
-
-def interval_text(result: ClaimResult) -> str:
-    """`[0.12, 0.34]` with three significant digits of the width's scale, or a dash."""
-    if result.low is None or result.high is None:
-        return "-"
-    return f"[{number_text(result.low)}, {number_text(result.high)}]"
-
-
-def number_text(value: float | None) -> str:
-    """Three significant digits, without exponent between 0.001 and 10,000."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0"
-    if not 1e-3 <= abs(value) < 1e4:
-        return f"{value:.2e}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
-    return f"{value:.{decimals}f}"

@@ -30,7 +30,6 @@ from shared.experiment.results import ARM_FILE, CURVES_FILE, ROOT, RUNS_FILE, Re
 
 MAX_ROWS_RUN = 200
 MAX_ROWS_ARM = 600
-MAX_BYTES_PAPER = 1_000_000
 
 
 class Refused(AssayError):

@@ -56,7 +56,7 @@ def paired_t(values: Sequence[float]) -> Estimate:
     if n == 1:
         return Estimate(mean, None, None, n, False, "one seed has no interval")
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    half = _t_quantile(n - 1) * math.sqrt(variance / n)
+    half = t_quantile(n - 1) * math.sqrt(variance / n)
     if n < MIN_SEEDS:
         return Estimate(mean, mean - half, mean + half, n, False, f"{n} seeds; a verdict needs {MIN_SEEDS}")
     reason = "every seed gives the same value" if variance == 0 else ""
@@ -114,7 +114,8 @@ def _not_finite(values: Sequence[float]) -> Estimate | None:
     return Estimate(None, None, None, len(values), False, f"{count} of {len(values)} not finite") if count else None
 
 
-def _t_quantile(degrees: int) -> float:
+def t_quantile(degrees: int) -> float:
+    """The 0.975 quantile of Student's t."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))

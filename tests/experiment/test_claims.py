@@ -15,7 +15,6 @@ from shared.experiment.claims import (
     compare,
     evaluate_all,
     judged_seeds,
-    number_text,
     validate,
 )
 from shared.experiment.results import Results
@@ -187,19 +186,3 @@ def test_fresh_against_committed(fresh, expected):
 
 def test_nothing_committed_compares_with_nothing():
     assert compare(COMMITTED, dataclasses.replace(COMMITTED, effect=None, low=None, high=None)) == "-"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.123456, "0.123"),
-        (-12.345, "-12.3"),
-        (1234.5, "1234"),
-        (0.99999, "1.00"),
-        (0, "0"),
-        (1e-5, "1.00e-05"),
-        (None, "-"),
-    ],
-)
-def test_numbers_have_three_digits(value, text):
-    assert number_text(value) == text
