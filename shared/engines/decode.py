@@ -1,0 +1,161 @@
+"""One transformer step with a KV cache, straight on the parameters of a dense `GPTModel`.
+
+Rows of a batch end in the same column: shorter prompts are padded on the left, and padding is masked. Every prompt
+token of a row keeps its own position, so the padding leaves no trace in the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+
+from shared.engines.contracts import UnsupportedModel
+from shared.megatron.model import config_of, output_weight
+from shared.megatron.spec import MLP, IdentityOp, RMSNorm, RotaryAttention, SDPACoreAttention, rotate
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+
+@dataclass
+class Cache:
+    """Keys and values [B, groups, columns, head_dim] per layer; the first `end` columns are filled.
+
+    `padding_B` is the number of padding columns left of each row, None where no row has any.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    end: int
+    padding_B: torch.Tensor | None
+
+    def select(self, rows_B: torch.Tensor) -> Cache:
+        """A copy of some rows, in the order given, repeats allowed."""
+        return Cache(
+            keys=[key[rows_B] for key in self.keys],
+            values=[value[rows_B] for value in self.values],
+            end=self.end,
+            padding_B=None if self.padding_B is None else self.padding_B[rows_B],
+        )
+
+
+class Decoder:
+    """Logits of the next token for a batch of rows. Reads the parameters at every call."""
+
+    def __init__(self, model: GPTModel):
+        _require_dense(model)
+        self.model = model
+        self.config = config_of(model)
+        self.repeats = self.config.num_attention_heads // self.config.num_query_groups
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding.word_embeddings.weight.device
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[torch.Tensor, Cache]:
+        """Read prompts -> float32 logits [B, V] after their last token, and a cache with `room` free columns."""
+        config, columns = self.config, max(len(prompt) for prompt in prompts)
+        padding = [columns - len(prompt) for prompt in prompts]
+        tokens_BT = torch.tensor([[0] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)])
+        shape = (len(prompts), config.num_query_groups, columns + room, config.head_dim)
+        dtype, device = self.model.embedding.word_embeddings.weight.dtype, self.device
+        cache = Cache(
+            keys=[torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)],
+            values=[torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)],
+            end=0,
+            padding_B=torch.tensor(padding, device=device) if any(padding) else None,
+        )
+        return self._forward(tokens_BT.to(device), cache), cache
+
+    def decode(self, tokens_B: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Append one token per row -> float32 logits [B, V] after it."""
+        return self._forward(tokens_B[:, None], cache)
+
+    def _forward(self, tokens_BT: torch.Tensor, cache: Cache) -> torch.Tensor:
+        start, cache.end = cache.end, cache.end + tokens_BT.shape[1]
+        cos, sin = self._rotation(start, cache)
+        mask = _mask(start, cache)
+        x_BTH = F.embedding(tokens_BT, self.model.embedding.word_embeddings.weight)
+        for index, layer in enumerate(cast(Any, self.model.decoder.layers)):
+            attention = layer.self_attention
+            qkv = F.linear(layer.input_layernorm(x_BTH), attention.linear_qkv.weight)
+            mixed = self._attend(attention, qkv, cos, sin, mask, (cache.keys[index], cache.values[index]), start)
+            x_BTH = x_BTH + F.linear(mixed, attention.linear_proj.weight)
+            gate, up = F.linear(layer.pre_mlp_layernorm(x_BTH), layer.mlp.linear_fc1.weight).chunk(2, -1)
+            x_BTH = x_BTH + F.linear(F.silu(gate) * up, layer.mlp.linear_fc2.weight)
+        final = self.model.decoder.final_layernorm(x_BTH[:, -1])
+        return F.linear(final, output_weight(self.model)).float()
+
+    def _attend(
+        self,
+        attention: Any,
+        qkv_BTF: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        start: int,
+    ) -> torch.Tensor:
+        batch, length, _ = qkv_BTF.shape
+        keys, values = cache
+        end = start + length
+        # Megatron's layout: in every group the queries, then one key, one value.
+        qkv = qkv_BTF.view(batch, length, self.config.num_query_groups, self.repeats + 2, self.config.head_dim)
+        query, key = qkv[..., : self.repeats, :], qkv[..., self.repeats : self.repeats + 1, :]
+        query, key = attention.q_layernorm(query), attention.k_layernorm(key)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        keys[:, :, start:end] = key.squeeze(3).transpose(1, 2)
+        values[:, :, start:end] = qkv[..., self.repeats + 1, :].transpose(1, 2)
+        out = F.scaled_dot_product_attention(
+            query.flatten(2, 3).transpose(1, 2),
+            keys[:, :, :end],
+            values[:, :, :end],
+            attn_mask=mask,
+            is_causal=mask is None and length > 1,
+            enable_gqa=self.repeats > 1,
+        )
+        return out.transpose(1, 2).flatten(2)
+
+    def _rotation(self, start: int, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
+        freqs_T11D = self.model.rotary_pos_emb.freqs_T11D
+        if cache.padding_B is None:
+            freqs = freqs_T11D[start : cache.end]
+        else:
+            columns_T = torch.arange(start, cache.end, device=self.device)
+            freqs = freqs_T11D[(columns_T - cache.padding_B[:, None]).clamp(min=0)]
+        return freqs.cos(), freqs.sin()
+
+
+def _mask(start: int, cache: Cache) -> torch.Tensor | None:
+    """Which columns [B, 1, T, end] the new tokens may see; None where plain causality says it."""
+    if cache.padding_B is None:
+        return None
+    columns_S = torch.arange(cache.end, device=cache.padding_B.device)
+    rows_T = columns_S[start:, None]
+    visible = (columns_S <= rows_T) & (columns_S >= cache.padding_B[:, None, None])
+    # A padding column sees itself: a softmax over nothing would be NaN, and NaN passes through a mask.
+    return (visible | (columns_S == rows_T)).unsqueeze(1)
+
+
+def _require_dense(model: GPTModel) -> None:
+    for number, layer in enumerate(cast(Any, model.decoder.layers)):
+        attention, mlp = layer.self_attention, layer.mlp
+        norms = (layer.input_layernorm, layer.pre_mlp_layernorm)
+        fits = {
+            "self_attention": type(attention) is RotaryAttention,
+            "core_attention": type(attention.core_attention) is SDPACoreAttention,
+            "q_layernorm": type(attention.q_layernorm) in (RMSNorm, IdentityOp),
+            "k_layernorm": type(attention.k_layernorm) in (RMSNorm, IdentityOp),
+            "mlp": type(mlp) is MLP,
+            "layernorm": all(type(norm) is RMSNorm for norm in norms),
+        }
+        for name, fit in fits.items():
+            if not fit:
+                raise UnsupportedModel(
+                    f"layer {number} has a {name} that the native engine does not know: it decodes models made by "
+                    "build_model, with RMSNorm, SDPACoreAttention and a SwiGLU MLP"
+                )

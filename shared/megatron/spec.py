@@ -1,0 +1,182 @@
+"""The layers of the dense decoder: Megatron's local modules, with attention, norm and rotary table of ours.
+
+Megatron's own choices do not fit one process on a CPU: its local attention stores an s x s mask and repeats K and V
+for grouped queries, its torch norm refuses sequence parallelism, its rotary table asks CUDA for a device.
+Activations are [sequence, batch, hidden] throughout, as in Megatron.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from shared.experiment.contracts import AssayError
+from shared.megatron.init import quiet_imports
+
+with quiet_imports():
+    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+    from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.identity_op import IdentityOp
+    from megatron.core.transformer.mlp import MLP, MLPSubmodules
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+
+class SequenceTooLong(AssayError):
+    """A sequence does not fit into the model's rotary table."""
+
+
+class RMSNorm(torch.nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, arXiv:1910.07467, eq. 4)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Megatron sums the gradients of parameters marked so over the tensor-parallel ranks.
+        self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape and dtype of `x` are kept."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class RotaryTable(RotaryEmbedding):
+    """Rotary angles of all positions, computed once and kept on the model's device, outside its state dict."""
+
+    freqs_T11D: torch.Tensor
+
+    def __init__(self, head_dim: int, base: float, max_sequence_length: int):
+        super().__init__(head_dim, rotary_percent=1.0, rotary_base=base, use_cpu_initialization=True)  # pyright: ignore[reportArgumentType]
+        freqs_TE = self.get_freqs_non_repeated(max_sequence_length)
+        self.register_buffer("freqs_T11D", torch.cat((freqs_TE, freqs_TE), -1)[:, None, None], persistent=False)
+
+    def forward(self, max_seq_len: int, offset: int = 0, **_: Any) -> torch.Tensor:
+        """Angles [max_seq_len, 1, 1, head_dim] in radians, float32. Raises `SequenceTooLong`."""
+        limit = self.freqs_T11D.shape[0]
+        if offset + max_seq_len > limit:
+            raise SequenceTooLong(
+                f"{offset + max_seq_len} positions do not fit into max_sequence_length={limit}: "
+                "shorten the sequences, or build the model with a larger max_sequence_length"
+            )
+        return self.freqs_T11D[offset : offset + max_seq_len]
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotation of (x[:half], x[half:]) by an angle; backward rotates back. Autograd's own version costs 2.5x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return rotate(grads[0], cos, -sin), None, None
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding (Su et al., arXiv:2104.09864, eq. 34, halves instead of pairs as in Llama), no autograd.
+
+    `cos` and `sin` broadcast against `x` [..., head_dim]; their two halves are equal.
+    """
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+class RotaryAttention(SelfAttention):
+    """Megatron's self-attention; plain causal training takes a short path with a cheaper rotation."""
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:
+        """[s, b, h] -> ([s, b, h], bias), see megatron.core.transformer.attention.Attention.forward."""
+        freqs = kwargs.get("rotary_pos_emb")
+        cached = kwargs.get("inference_context") is not None or kwargs.get("packed_seq_params") is not None
+        if freqs is None or cached or self.checkpoint_core_attention:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        query, key, value = self.get_query_key_value_tensors(hidden_states)
+        cos, sin = freqs.cos(), freqs.sin()
+        query, key = _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)
+        return self.linear_proj(self.core_attention(query, key, value, attention_mask))
+
+
+class SDPACoreAttention(torch.nn.Module):
+    """Scaled dot-product attention on torch's fused kernel, with grouped queries and without a stored mask."""
+
+    def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **_: Any):
+        super().__init__()
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> torch.Tensor:
+        """Causal attention of [sq, b, heads, d] queries over [sk, b, groups, d] keys and values -> [sq, b, heads * d].
+
+        With sq < sk (the first sk - sq positions came from a cache) query i sees keys 0 .. sk - sq + i. Masks are
+        refused: under causality, padding on the right is invisible to every real token.
+        """
+        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
+            raise NotImplementedError("SDPACoreAttention is causal only: pass no mask, bias or packed sequences")
+        length_q, batch, heads, _ = query.shape
+        length_k = key.shape[0]
+        mask = None
+        if 1 < length_q < length_k:
+            mask = torch.ones(length_q, length_k, dtype=torch.bool, device=query.device).tril(length_k - length_q)
+        out_BHSD = F.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            attn_mask=mask,
+            is_causal=length_q == length_k,
+            scale=self.softmax_scale,
+            enable_gqa=key.shape[2] != heads,
+        )
+        return out_BHSD.permute(2, 0, 1, 3).reshape(length_q, batch, -1)
+
+
+def decoder_spec(num_layers: int, qk_layernorm: bool) -> TransformerBlockSubmodules:
+    """`num_layers` pre-norm layers of grouped-query attention and SwiGLU, and the final norm."""
+    qk_norm = RMSNorm if qk_layernorm else IdentityOp
+    attention = SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear,
+        core_attention=SDPACoreAttention,  # pyright: ignore[reportArgumentType]
+        linear_proj=RowParallelLinear,
+        q_layernorm=qk_norm,
+        k_layernorm=qk_norm,
+    )
+    layer = TransformerLayerSubmodules(
+        input_layernorm=RMSNorm,
+        self_attention=ModuleSpec(
+            module=RotaryAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
+        ),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=RMSNorm,
+        mlp=ModuleSpec(
+            module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        ),
+        mlp_bda=get_bias_dropout_add,
+        # Transformer Engine's names for the norms, so that distributed checkpoints fit both kinds of layer.
+        sharded_state_dict_keys_map={
+            "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+            "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+        },
+    )
+    layers = [ModuleSpec(module=TransformerLayer, submodules=layer) for _ in range(num_layers)]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
