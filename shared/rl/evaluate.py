@@ -6,11 +6,10 @@ evaluate_policy(model, task, task.problems("eval", 128, seed=0), n=8, seed=0)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from shared.data.tasks.base import Task
@@ -18,6 +17,9 @@ from shared.engines.contracts import Rollouts, Sampling
 from shared.engines.native import NativeEngine
 from shared.megatron.model import forward_logits
 from shared.metrics.passk import pass_at_k
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
 
 _FORWARD_ROWS = 128
 

@@ -13,22 +13,28 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from shared.data.tasks.base import Task
-from shared.experiment.contracts import Interrupted, NonFinite, RunContext
+from shared.experiment.contracts import AssayError, Interrupted, NonFinite, RunContext
 from shared.experiment.files import plain, write_json
 from shared.experiment.records import RunDirectory
 from shared.megatron.model import ModelConfig, build_model, forward_logits, parameter_count
 from shared.rl.evaluate import evaluate_policy, pad_sequences
 from shared.training.checkpoint import Checkpoints, save_weights
 from shared.training.schedules import linear
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+
+class ConfigMismatch(AssayError):
+    """The model cannot hold the task."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,14 @@ class SFTConfig:
     eval_samples: int = 8
     checkpoint_every: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        length = self.task.max_prompt_len + self.task.max_response_len
+        if self.model.vocab_size != self.task.vocab_size or self.model.max_sequence_length < length:
+            raise ConfigMismatch(
+                f"Task {self.task.name!r} needs vocab_size={self.task.vocab_size} and max_sequence_length>={length}, "
+                f"the model has {self.model.vocab_size} and {self.model.max_sequence_length}: change the model."
+            )
 
 
 def derivation_pool(config: SFTConfig) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,15 @@ from shared.experiment.contracts import Interrupted, NonFinite
 from shared.experiment.records import RunDirectory
 from shared.megatron.model import ModelConfig, build_model, forward_logits, parameter_count
 from shared.training.checkpoint import load_weights
-from shared.training.sft import SFTConfig, batch_rows, build_sft_policy, derivation_pool, response_nll, train_sft
+from shared.training.sft import (
+    ConfigMismatch,
+    SFTConfig,
+    batch_rows,
+    build_sft_policy,
+    derivation_pool,
+    response_nll,
+    train_sft,
+)
 
 TASK = get_task("plain_countdown")
 MODEL = ModelConfig(1, 16, 2, 1, 8, 24, TASK.vocab_size, 32, qk_layernorm=True)
@@ -108,6 +116,12 @@ def test_explosion_names_step_rows_and_last_good_checkpoint(tmp_path):
         assert str(batch_rows(config, 1).tolist()) in str(error.value)
         assert "last good checkpoint: none" in str(error.value)
         assert [row["step"] for row in run.rows()] == [0]
+
+
+@pytest.mark.parametrize("field", [{"vocab_size": 20}, {"max_sequence_length": 27}])
+def test_model_that_cannot_hold_the_task_is_refused(field):
+    with pytest.raises(ConfigMismatch, match=r"vocab_size=21 and max_sequence_length>=28"):
+        replace(CONFIG, model=replace(MODEL, **field))
 
 
 def test_loss_is_the_exact_mean_over_response_tokens():

@@ -232,7 +232,8 @@ class StyledCountdown:
     (108..155), then `classes_per_step` classes of 16 style words for each step (156..283).
     Prompt `bos n1 n2 n3 = t :`. Step i of a response: one word of each class 4i, 4i+1, 4i+2, a synonym of the
     operator, `a op b = c`, one word of class 4i+3; after the last step eos. Words and synonyms are iid Zipf;
-    operands of + and * are swapped with probability 1/2.
+    operands of + and * are swapped with probability 1/2. A word carries 1.353 nats; a trained policy has about 1.46 at
+    word positions, because a synonym also reveals the operator (the facts' 1.46; their 1.470 belongs to 32 tokens).
     Difficulty: `numbers` and `max_number`, as in `PlainCountdown`. `max_response_len` leaves 3 tokens of slack (24).
     """
 
