@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from shared.engines.contracts import UnsupportedModel
 from shared.megatron.model import config_of, output_weight
-from shared.megatron.spec import MLP, IdentityOp, RMSNorm, RotaryAttention, SDPACoreAttention, rotate
+from shared.megatron.spec import MLP, IdentityOp, RMSNorm, RotaryAttention, RotaryTable, SDPACoreAttention, rotate
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -87,8 +87,8 @@ class Decoder:
             x_BTH = x_BTH + F.linear(mixed, attention.linear_proj.weight)
             gate, up = F.linear(layer.pre_mlp_layernorm(x_BTH), layer.mlp.linear_fc1.weight).chunk(2, -1)
             x_BTH = x_BTH + F.linear(F.silu(gate) * up, layer.mlp.linear_fc2.weight)
-        final = self.model.decoder.final_layernorm(x_BTH[:, -1])
-        return F.linear(final, output_weight(self.model)).float()
+        last_BH = cast(RMSNorm, self.model.decoder.final_layernorm)(x_BTH[:, -1])
+        return F.linear(last_BH, output_weight(self.model)).float()
 
     def _attend(
         self,
@@ -121,7 +121,7 @@ class Decoder:
         return out.transpose(1, 2).flatten(2)
 
     def _rotation(self, start: int, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
-        freqs_T11D = self.model.rotary_pos_emb.freqs_T11D
+        freqs_T11D = cast(RotaryTable, self.model.rotary_pos_emb).freqs_T11D
         if cache.padding_B is None:
             freqs = freqs_T11D[start : cache.end]
         else:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from shared.experiment.contracts import AssayError
-from shared.megatron.model import ModelConfig, build_model, config_of
+from shared.megatron.config import ModelConfig
+from shared.megatron.model import build_model, config_of, output_weight
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -161,5 +162,5 @@ def _hf_views(model: GPTModel) -> dict[str, torch.Tensor]:
             views[f"{prefix}.self_attn.k_norm.weight"] = attention.k_layernorm.weight
     views["model.norm.weight"] = decoder.final_layernorm.weight
     if not config.tie_embeddings:
-        views["lm_head.weight"] = model.output_layer.weight
+        views["lm_head.weight"] = output_weight(model)
     return views

@@ -30,7 +30,8 @@ def initialize(device: torch.device | str | None = None) -> torch.device:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         hook = sys.excepthook
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
         # torch.distributed installs a hook that prefixes every line of every traceback with "[rank0]:".
         sys.excepthook = hook
     if not parallel_state.model_parallel_is_initialized():

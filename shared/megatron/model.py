@@ -13,11 +13,13 @@ Build one and call it:
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 
 from shared.experiment.contracts import AssayError
+from shared.megatron.config import ModelConfig
 from shared.megatron.init import initialize, quiet_imports
 from shared.megatron.spec import RotaryTable, decoder_spec
 
@@ -26,44 +28,8 @@ with quiet_imports():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 
-class BadModelConfig(AssayError):
-    """Sizes of a model that do not fit together."""
-
-
 class AlreadyUntied(AssayError):
     """`untie` was given a model that has its own output head."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of a dense decoder: RMSNorm, rotary positions, SwiGLU, grouped-query attention, no biases, no dropout.
-
-    `qk_layernorm` adds Qwen3's norms of queries and keys. `init_std` is the standard deviation of all matrices but
-    the two that write into the residual stream, which get init_std / sqrt(2 * num_layers).
-    """
-
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    head_dim: int
-    ffn_hidden_size: int
-    vocab_size: int
-    max_sequence_length: int
-    rotary_base: float = 10000.0
-    qk_layernorm: bool = False
-    tie_embeddings: bool = True
-    norm_eps: float = 1e-5
-    init_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_query_groups:
-            raise BadModelConfig(
-                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_query_groups={self.num_query_groups}: every group serves the same number of heads"
-            )
-        if self.head_dim % 2:
-            raise BadModelConfig(f"head_dim={self.head_dim} is odd: rotary positions turn pairs, choose an even one")
 
 
 def build_model(config: ModelConfig, seed: int, device: torch.device | str | None = None) -> GPTModel:
@@ -77,7 +43,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str | Non
         torch.manual_seed(seed)
         model = GPTModel(
             _transformer_config(config),
-            decoder_spec(config.num_layers, config.qk_layernorm),
+            decoder_spec(config.num_layers, config.qk_layernorm),  # pyright: ignore[reportArgumentType]
             vocab_size=config.vocab_size,
             max_sequence_length=config.max_sequence_length,
             share_embeddings_and_output_weights=config.tie_embeddings,
@@ -118,7 +84,7 @@ def _transformer_config(config: ModelConfig) -> TransformerConfig:
 
 def config_of(model: GPTModel) -> ModelConfig:
     """The configuration that `build_model` would need to build a model of this shape."""
-    megatron = model.config
+    megatron = cast(Any, model.config)
     return ModelConfig(
         num_layers=megatron.num_layers,
         hidden_size=megatron.hidden_size,
@@ -139,7 +105,7 @@ def config_of(model: GPTModel) -> ModelConfig:
 def output_weight(model: GPTModel) -> torch.Tensor:
     """The [vocab, hidden] matrix that makes logits: the embedding if tied, else the output head."""
     tied = model.share_embeddings_and_output_weights
-    return model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
+    return cast(torch.Tensor, (model.embedding.word_embeddings if tied else model.output_layer).weight)
 
 
 def forward_logits(model: GPTModel, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -167,7 +133,7 @@ def untie(model: GPTModel) -> GPTModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             copy.get_parameter(name).copy_(parameter)
-        copy.output_layer.weight.copy_(embedding)
+        output_weight(copy).copy_(embedding)
     return copy
 
 

@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from shared.megatron.config import BadModelConfig
 from shared.megatron.init import initialize
 from shared.megatron.model import (
     AlreadyUntied,
-    BadModelConfig,
     build_model,
     config_of,
     forward_logits,
