@@ -26,11 +26,26 @@ def cards() -> dict[str, Card]:
     return {name: module.CARD for name, module in modules.items() if hasattr(module, "CARD")}
 
 
+def experiments() -> tuple[str, ...]:
+    """Papers that can run: they have an experiment.py."""
+    return tuple(sorted(path.parent.name for path in (ROOT / "papers").glob("[!_.]*/experiment.py")))
+
+
+def card(paper: str) -> Card:
+    """CARD of a paper. Raises `UnknownPaper` with the closest name."""
+    known = cards()
+    _refuse_unknown(paper, tuple(known))
+    return known[paper]
+
+
 def experiment(paper: str) -> Experiment:
     """EXPERIMENT of `papers/<paper>/experiment.py`. Raises `UnknownPaper` with the closest name."""
-    known = [path.parent.name for path in (ROOT / "papers").glob("[!_.]*/experiment.py")]
+    _refuse_unknown(paper, experiments())
+    return importlib.import_module(f"papers.{paper}.experiment").EXPERIMENT
+
+
+def _refuse_unknown(paper: str, known: tuple[str, ...]) -> None:
     if paper not in known:
         close = difflib.get_close_matches(paper, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known)) or 'none'}"
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known) or 'none'}"
         raise UnknownPaper(f"no paper {paper}: {hint}")
-    return importlib.import_module(f"papers.{paper}.experiment").EXPERIMENT

@@ -25,6 +25,7 @@ Summaries = Mapping[str, Mapping[int, Mapping[str, Any]]]
 Status = Literal["identical", "OK", "drifted", "FAIL", "-"]
 FIRST_FREE_SEED = 100
 SAME_VALUE = 1e-12
+CUSTOM = "-custom"
 
 
 class ClaimError(AssayError):
@@ -126,8 +127,12 @@ def validate(experiment: Experiment) -> None:
 
 
 def judged_seeds(study: Study, claim: Claim, scale: str) -> tuple[int, ...]:
-    """The seeds that decide: the first `claim.n` declared ones below 100. Choices are made on the others."""
-    declared = study.scales[scale].seeds if scale in study.scales else ()
+    """The seeds that decide: the first `claim.n` declared ones below 100. Choices are made on the others.
+
+    Runs with overridden configs lie under `<scale>-custom` and use the seeds of the scale.
+    """
+    grid = study.scales.get(scale.removesuffix(CUSTOM))  # pyright: ignore[reportArgumentType]
+    declared = grid.seeds if grid else ()
     return tuple(seed for seed in declared if seed < FIRST_FREE_SEED)[: claim.n]
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.experiment.claims import fixed_before, validate
+from shared.experiment.claims import validate
 from shared.experiment.contracts import AssayError, Experiment, Study
 from shared.experiment.files import config_hash
 from shared.experiment.records import RecordDamaged
@@ -50,8 +50,9 @@ def promote(
 ) -> Promotion:
     """Promote every arm of `experiment` that has fresh records at `scale`.
 
-    Refused: missing seeds, damaged records, NaN, a dirty tree, a commit that is not in the history, another config than
-    the one declared now, runs that began before the claims they judge were fixed, mixed code inside a study.
+    Refused: missing seeds, damaged records, a dirty tree, a commit that is not in the history, another config than the
+    one declared now, mixed code inside a study. Records are evidence whatever they say: a run that began before the
+    test of a claim was fixed is committed as well, and it is the claim that then stays `unresolved`.
     """
     validate(experiment)
     fresh = Results(runs_root or root / "runs", experiment.paper, scale)
@@ -64,7 +65,7 @@ def promote(
         for arm in declared_arms(study, scale):
             if arm in fresh.arms(study.name):
                 try:
-                    _check_arm(experiment, study, arm, fresh, root)
+                    _check_arm(study, arm, fresh, root)
                     accepted.append(arm)
                 except (Refused, RecordDamaged) as error:
                     outcome.refused[f"{study.name}/{arm}"] = str(error)
@@ -95,26 +96,24 @@ def size_of(paper: str, root: Path = ROOT) -> int:
     return sum(path.stat().st_size for path in (root / "results" / paper).rglob("*") if path.is_file())
 
 
-def _check_arm(experiment: Experiment, study: Study, arm: str, fresh: Results, root: Path) -> None:
+def _check_arm(study: Study, arm: str, fresh: Results, root: Path) -> None:
     """Raise `Refused` or `RecordDamaged` unless every declared seed may be committed."""
     declared = study.scales[fresh.scale].seeds
     missing = sorted(set(declared) - set(fresh.seeds(study.name, arm)))
     if missing:
-        raise Refused(f"seeds {', '.join(map(str, missing))} are not complete: run {experiment.paper} with --all")
+        raise Refused(f"seeds {', '.join(map(str, missing))} are not complete: run {fresh.paper} with --all")
     wanted = config_hash(current_config(study, arm, fresh.scale))
-    claims = [claim for claim in experiment.claims if claim.study == study.name and arm in claim.contrast]
     provenance, found = fresh.provenance(study.name, arm), fresh.config_hash(study.name, arm)
     for seed in declared:
-        early = [claim.id for claim in claims if not fixed_before(claim, provenance[seed])]
+        # The launcher reuses complete records of equal code, so only a record moved away is made again.
+        again = f"move {fresh.dir / study.name / arm / f'seed{seed}'} away and run it again"
         commit = provenance[seed]["commit"]
         if provenance[seed]["dirty"]:
-            raise Refused(f"seed {seed} ran on a dirty tree: commit, then run it again")
+            raise Refused(f"seed {seed} ran on a dirty tree: commit, then {again}")
         if not in_history(commit, root):
-            raise Refused(f"seed {seed} ran on commit {commit[:10]}, which is not in the history: run it again")
+            raise Refused(f"seed {seed} ran on commit {commit[:10]}, which is not in the history: {again}")
         if found[seed] != wanted:
             raise Refused(f"seed {seed} ran with another config than the one declared now: run it again")
-        if early:
-            raise Refused(f"seed {seed} began before the test of claim {early[0]} was fixed: run it again")
 
 
 def _mixed_code(study: Study, accepted: list[str], fresh: Results, committed: Results) -> str:

@@ -50,11 +50,13 @@ def write_run(runs: Path, experiment: Experiment, arm: str, seed: int, summary: 
     return folder
 
 
-def write_runs(runs: Path, experiment: Experiment, score: Callable[[str, int], Any], seeds: range = range(5)) -> None:
+def write_runs(
+    runs: Path, experiment: Experiment, score: Callable[[str, int], Any], seeds: range = range(5), **changes: Any
+) -> None:
     """Records of both arms, with `score(arm, seed)` as the only metric."""
     for arm in ("a", "b"):
         for seed in seeds:
-            write_run(runs, experiment, arm, seed, {"score": score(arm, seed)})
+            write_run(runs, experiment, arm, seed, {"score": score(arm, seed)}, **changes)
 
 
 NOISE = (0.02, -0.01, 0.03, 0.0, -0.02)
