@@ -30,7 +30,8 @@ def response_logits(model, batch: RolloutBatch, temperature: float) -> Tensor:
     logits_BLV = forward_logits(model, batch.tokens_BL[:, :-1])
     width = batch.mask_BT.shape[1]
     first = int(batch.prompt_len_B[0]) - 1
-    if bool((batch.prompt_len_B == first + 1).all()):
+    one_length = bool((batch.prompt_len_B == first + 1).all())
+    if one_length and first + width <= logits_BLV.shape[1]:
         logits_BTV = logits_BLV[:, first : first + width]
     else:
         index_BT = batch.prompt_len_B[:, None] - 1 + torch.arange(width)

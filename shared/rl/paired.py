@@ -78,7 +78,7 @@ def paired_test(run: RunContext) -> dict[str, Any]:
         if run.stop_requested() and index + 1 < config.probes:
             raise Interrupted(f"stopped after probe {index}")
     rows = run.rows()
-    names = [name for name in rows[0] if name != "step"]
+    names = sorted({name for row in rows for name in row} - {"step"})
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 

@@ -43,7 +43,7 @@ def pad_batch(
     prompts: list[list[int]], rollouts: Rollouts, adv_B: Tensor, reward_B: Tensor, pad_id: int
 ) -> RolloutBatch:
     """Lay prompts and their responses out as one right-padded batch; `prompts` has one entry per response."""
-    lengths_B = torch.as_tensor(rollouts.lengths_N)
+    lengths_B = rollouts.lengths_N
     width = int(lengths_B.max())
     prompt_len_B = torch.tensor([len(p) for p in prompts])
     tokens_BL = torch.full((len(prompts), int((prompt_len_B + lengths_B).max())), pad_id)
@@ -86,7 +86,7 @@ class Collector:
             if c.dynamic_sampling == "off":
                 keep_G = torch.ones_like(keep_G)
             rows = keep_G.repeat_interleave(c.samples).nonzero().flatten()
-            kept.append(([prompts[int(i) // c.samples] for i in rows], samples.select(rows), accuracy_GN[keep_G]))
+            kept.append(([prompts[int(i) // c.samples] for i in rows], _select(samples, rows), accuracy_GN[keep_G]))
             groups += int(keep_G.sum())
             if groups >= c.prompts:
                 break
@@ -97,7 +97,7 @@ class Collector:
         c = self.config
         accuracy_N = torch.zeros(len(samples.lengths_N))
         tokens = samples.tokens_NT.tolist()
-        for row, length in enumerate(torch.as_tensor(samples.lengths_N).tolist()):
+        for row, length in enumerate(samples.lengths_N.tolist()):
             verdict = c.task.verify(problems[row // c.samples], tokens[row][:length])
             accuracy_N[row] = float(verdict.correct)
             tally.reasons[verdict.reason] += 1
@@ -112,7 +112,7 @@ class Collector:
         reward_GN = torch.where(accuracy_GN > 0, c.reward_correct, c.reward_wrong)
         adv_GN = group_advantages(reward_GN, scale_by_std=c.scale_by_std)
         prompts = [prompt for part in kept for prompt in part[0]][: groups * c.samples]
-        samples = Rollouts.concatenate([part[1] for part in kept]).select(torch.arange(groups * c.samples))
+        samples = _select(_concatenate([part[1] for part in kept], c.task.pad_id), torch.arange(groups * c.samples))
         return pad_batch(prompts, samples, adv_GN.flatten(), reward_GN.flatten(), c.task.pad_id)
 
 
@@ -127,7 +127,7 @@ class _Tally:
 
     def add(self, accuracy_GN: Tensor, samples: Rollouts, config: RLConfig) -> None:
         self.accuracy.append(accuracy_GN)
-        self.lengths.append(torch.as_tensor(samples.lengths_N).float())
+        self.lengths.append(samples.lengths_N.float())
         self.truncated += [float(reason == "length") for reason in samples.finish_reason_N]
 
     def metrics(self) -> dict[str, float]:
@@ -142,6 +142,27 @@ class _Tally:
             "truncated": float(np.mean(self.truncated)),
         }
         return row | {f"reason_{name}": count / total for name, count in sorted(self.reasons.items())}
+
+
+def _select(rollouts: Rollouts, rows: Tensor) -> Rollouts:
+    tensors = (rollouts.tokens_NT, rollouts.logprobs_NT, rollouts.lengths_N, rollouts.prompt_lengths_N)
+    reasons = tuple(rollouts.finish_reason_N[i] for i in rows.tolist())
+    return Rollouts(*(tensor[rows] for tensor in tensors), reasons)
+
+
+def _concatenate(parts: list[Rollouts], pad_id: int) -> Rollouts:
+    width = max(part.tokens_NT.shape[1] for part in parts)
+
+    def widen(tensor_NT: Tensor, value: float) -> Tensor:
+        return torch.nn.functional.pad(tensor_NT, (0, width - tensor_NT.shape[1]), value=value)
+
+    return Rollouts(
+        torch.cat([widen(part.tokens_NT, pad_id) for part in parts]),
+        torch.cat([widen(part.logprobs_NT, 0.0) for part in parts]),
+        torch.cat([part.lengths_N for part in parts]),
+        torch.cat([part.prompt_lengths_N for part in parts]),
+        tuple(reason for part in parts for reason in part.finish_reason_N),
+    )
 
 
 def _engine_seed(seed: int, rollout: int, attempt: int) -> int:

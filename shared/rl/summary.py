@@ -42,6 +42,19 @@ def at_reward(rows: Rows, name: str, level: float, width: int = 5) -> tuple[int 
     return None, None
 
 
+def entropy_shape(start: float | None, end: float | None) -> dict[str, float | None]:
+    """entropy_change = end - start (nats) and entropy_kept = end / start."""
+    if start is None or end is None:
+        return {"entropy_change": None, "entropy_kept": None}
+    return {"entropy_change": end - start, "entropy_kept": end / start}
+
+
+def log_spike(rows: Rows, name: str) -> float | None:
+    """ln(largest / median) of a positive metric over the rollouts: 0 without any spike, 0.69 for one of twice."""
+    values = [row[name] for row in rows if row.get(name, 0.0) > 0]
+    return float(np.log(np.max(values) / np.median(values))) if values else None
+
+
 def summarise(rows: Rows, config: RLConfig) -> dict[str, Any]:
     """Summary of an RL run: run means, an early window, the last ten rollouts, values at matched reward, evaluation."""
     last = config.rollouts - 1
@@ -54,11 +67,14 @@ def summarise(rows: Rows, config: RLConfig) -> dict[str, Any]:
         "reward_mean": window_mean(rows, "reward", 0, last),
         "reward_end": window_mean(rows, "reward", tail, last),
     }
+    summary |= entropy_shape(summary["entropy_start"], summary["entropy_end"])
     reached, entropy = at_reward(rows, "entropy", config.matched_reward)
     summary |= {"rollouts_to_reward": reached, "entropy_at_reward": entropy}
     summary |= {name: window_mean(rows, name, 0, last) for name in (*BRANCH_METRICS, "grad_norm", "ppo_kl")}
     summary["clip_high_early"] = window_mean(rows, "clip_high", *config.early)
     summary["lp_high_early"] = window_mean(rows, "lp_high", *config.early)
+    summary["log_grad_norm_spike"] = log_spike(rows, "grad_norm_max")
+    summary["log_ratio_spike"] = log_spike(rows, "ratio_max")
     for name in ("grad_norm_max", "ratio_max", "gap_max"):
         summary[name] = max((row[name] for row in rows if name in row), default=None)
     summary |= {f"start_{k[5:]}": v for k, v in rows[0].items() if k.startswith("eval_")}

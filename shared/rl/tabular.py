@@ -26,7 +26,7 @@ from shared.rl.inputs import LossInputs
 from shared.rl.losses import PolicyLoss
 from shared.rl.mechanism import BranchObserver, Observer, mechanism_summary
 from shared.rl.metrics import Meter, clip_metrics, entropy_and_surplus
-from shared.rl.summary import BRANCH_METRICS, window_mean
+from shared.rl.summary import BRANCH_METRICS, entropy_shape, window_mean
 
 
 @dataclass(frozen=True)
@@ -172,13 +172,17 @@ def train_tabular(run: RunContext) -> dict[str, Any]:
     for rollout in range(run.config.rollouts):
         run.log(rollout, **rollout_row(world, rollout))
         run.progress(rollout + 1, run.config.rollouts)
-    return tabular_summary(run.rows(), run.config, world)
+    return tabular_summary(run.rows(), run.config)
 
 
-def tabular_summary(rows: list[dict[str, float]], config: TabularConfig, world: TabularBandit) -> dict[str, Any]:
+def tabular_summary(rows: list[dict[str, float]], config: TabularConfig) -> dict[str, Any]:
     """End means are over the last five rollouts; matched values at the first rollout with true reward >= the level."""
     last = config.rollouts - 1
-    summary = {f"{name}_end": window_mean(rows, name, last - 4, last) for name in ("entropy", "free_entropy")}
+    summary: dict[str, Any] = {
+        f"{name}_end": window_mean(rows, name, last - 4, last) for name in ("entropy", "free_entropy")
+    }
+    summary["entropy_start"] = rows[0]["entropy"]
+    summary |= entropy_shape(rows[0]["entropy"], summary["entropy_end"])
     summary["entropy_mean"] = window_mean(rows, "entropy", 0, last)
     summary["reward_end"] = window_mean(rows, "true_reward", last - 4, last)
     for name in BRANCH_METRICS:
@@ -187,7 +191,6 @@ def tabular_summary(rows: list[dict[str, float]], config: TabularConfig, world: 
     summary["rollouts_to_reward"] = reached[0]["step"] if reached else None
     summary["entropy_at_reward"] = reached[0]["entropy"] if reached else None
     summary["free_entropy_at_reward"] = reached[0]["free_entropy"] if reached else None
-    summary["entropy_final"] = float(world.entropy_P().mean())
     return summary
 
 

@@ -1,0 +1,208 @@
+"""Figures and tables of the README, all computed from records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shared.experiment.arm_table import FIRST_FREE_SEED, Column, arm_table
+from shared.experiment.plots import PALETTE, curves, figure, heatmap
+from shared.experiment.results import MissingRecords, Results
+from shared.experiment.statistics import paired_t
+from shared.experiment.wording import number_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LABELS = {
+    "ce_0_1": "CE(0, 1)",
+    "dapo": "DAPO",
+    "ce_0.5_1": "CE(0.5, 1)",
+    "ce_0.75_1": "CE(0.75, 1)",
+    "grpo": "GRPO",
+    "ce_1_1": "CE(1, 1)",
+    "gppo": "GPPO 0.2/0.28",
+    "ce_1_0.5": "CE(1, 0.5)",
+    "ce_1_0": "CE(1, 0)",
+    "cispo": "CISPO",
+    "no_clip": "no clipping",
+    "bonus_0.001": "GRPO + bonus 0.001",
+    "bonus_0.003": "GRPO + bonus 0.003",
+    "grpo_sft_0.1": "GRPO + SFT 0.1",
+    "ce_0.5_1_sft_0.1": "CE(0.5, 1) + SFT 0.1",
+}
+SHOWN = ("ce_0_1", "dapo", "ce_0.5_1", "grpo", "ce_1_1", "ce_1_0")
+
+CLIP = {
+    "clip_low": Column("clipped low, %", 100),
+    "clip_high": Column("clipped high, %", 100),
+    "lp_low": Column("LP share low"),
+    "lp_high": Column("LP share high"),
+    "positive_share": Column("A > 0"),
+}
+ENTROPY = {
+    "entropy_start": Column("entropy, start"),
+    "entropy_mean": Column("mean"),
+    "entropy_end": Column("end"),
+}
+OUTCOME = {
+    "entropy_at_reward": Column("at matched reward"),
+    "reward_end": Column("reward, end"),
+    "final_pass@1": Column("pass@1"),
+    "final_pass@8": Column("pass@8"),
+}
+CONTRASTS = {
+    "dapo_minus_grpo": "DAPO - GRPO",
+    "beta1_0_to_1": "beta1: CE(1,1) - CE(0,1)",
+    "beta2_at_beta1_1": "beta2: CE(1,1) - CE(1,0)",
+    "beta2_at_beta1_0": "beta2: CE(0,1) - GRPO",
+}
+
+
+def tabular_table(results: Results) -> str:
+    """All arms of regime T."""
+    columns = ENTROPY | {
+        "free_entropy_at_reward": Column("free tokens at matched reward"),
+        "rollouts_to_reward": Column("rollouts to reward 0.9"),
+        "reward_end": Column("true reward, end"),
+    }
+    return arm_table(results, "tabular", columns | CLIP, LABELS)
+
+
+def neural_table(study: str):
+    """Table function for the GPTModel studies."""
+
+    def table(results: Results) -> str:
+        return arm_table(results, study, ENTROPY | OUTCOME | CLIP, LABELS)
+
+    return table
+
+
+def mechanism_table(results: Results) -> str:
+    """Branch sums against finite differences."""
+    columns = {
+        "first_order_low": Column("low branch, first order (1e-3)", 1e3),
+        "finite_difference_low": Column("finite difference", 1e3),
+        "first_order_high": Column("high branch, first order (1e-3)", 1e3),
+        "finite_difference_high": Column("finite difference", 1e3),
+        "lp_low": Column("LP share low"),
+        "lp_high": Column("LP share high"),
+        "tokens_low": Column("tokens low"),
+        "tokens_high": Column("tokens high"),
+    }
+    return arm_table(results, "mechanism", columns)
+
+
+def paired_table(results: Results) -> str:
+    """Differences between rules in one rollout, 1e-3 nats."""
+    columns = {f"diff_{name}": Column(title, 1e3) for name, title in CONTRASTS.items()}
+    return arm_table(results, "paired", columns | CLIP | {"reward": Column("reward")})
+
+
+def map_table(results: Results) -> str:
+    """All cells of the regime map, with the rank correlation that the figure shows."""
+    columns = {"entropy_start": Column("start entropy")} | {k: Column(v) for k, v in CONTRASTS.items()}
+    table = arm_table(results, "map", columns | CLIP | {"reward_end": Column("true reward, end")})
+    return f"{table}\n\n{correlation_text(results)}"
+
+
+def correlation_text(results: Results) -> str:
+    """Spearman's rank correlation over cells between the LP share of clipped positive tokens and each effect."""
+    from scipy.stats import spearmanr
+
+    cells = [cell for cell in results.arms("map") if _mean(results, cell, "lp_high") is not None]
+    if len(cells) < 5:
+        return f"Rank correlations need 5 cells or more; {len(cells)} are here."
+    share = [_mean(results, cell, "lp_high") for cell in cells]
+    parts = []
+    for name in ("beta2_at_beta1_1", "beta2_at_beta1_0", "dapo_minus_grpo", "beta1_0_to_1"):
+        rho = spearmanr(share, [_mean(results, cell, name) for cell in cells]).statistic
+        parts.append(f"{CONTRASTS[name]} {number_text(float(rho))}")
+    return (
+        f"Spearman correlation with the LP share of clipped positive tokens over {len(cells)} cells: "
+        + "; ".join(parts)
+        + "."
+    )
+
+
+def _values(results: Results, cell: str, metric: str) -> list[float]:
+    seeds = results.summary("map", cell).items()
+    return [s[metric] for seed, s in seeds if seed < FIRST_FREE_SEED and s.get(metric) is not None]
+
+
+def _mean(results: Results, cell: str, metric: str) -> float | None:
+    values = _values(results, cell, metric)
+    return sum(values) / len(values) if values else None
+
+
+def map_figure(results: Results) -> Figure:
+    """One point per cell: an effect on end entropy against the LP share of clipped positive tokens under GRPO."""
+    made, axes = figure(columns=2, height=3.8)
+    _scatter(axes[0], results, "beta2_at_beta1_1", "effect of beta2, CE(1,1) - CE(1,0), nats")
+    _scatter(axes[1], results, "dapo_minus_grpo", "effect of clip-higher, DAPO - GRPO, nats")
+    return made
+
+
+def _scatter(axis: Axes, results: Results, metric: str, title: str) -> None:
+    axis.axhline(0, color="#444444", linewidth=1)
+    axis.axvline(0.5, color="#BBBBBB", linewidth=1, linestyle=(0, (4, 3)))
+    for cell in results.arms("map"):
+        share, effects = _mean(results, cell, "lp_high"), _values(results, cell, metric)
+        if share is None or len(effects) < 2:
+            continue
+        estimate = paired_t(effects)
+        mean, high = estimate.effect or 0.0, estimate.high or 0.0
+        named = cell in ("base", "zipf_0", "zipf_1", "lr_0.03", "verifier_exact", "verifier_coin", "sgd_lr_10")
+        colour = PALETTE[0] if mean > 0 else PALETTE[1]
+        axis.errorbar([share], [mean], yerr=[high - mean], fmt="o", color=colour, markersize=5, linewidth=1.2)
+        if named:
+            axis.annotate(cell, (share, mean), xytext=(5, 5), textcoords="offset points", fontsize=8, color="#444444")
+    axis.set_title(title, loc="left")
+    axis.set_xlabel("share of clipped A > 0 tokens that are improbable")
+
+
+def paired_figure(results: Results) -> Figure:
+    """Entropy change of one rollout per rule, relative to GRPO, for every checkpoint."""
+    points = [arm for arm in ("H_12", "H_30", "H_60", "U_12", "U_40") if arm in results.arms("paired")]
+    rules = [*SHOWN[:3], "ce_0.75_1", "ce_1_1", "no_clip", "ce_1_0.5", "ce_1_0"]
+    made, (axis,) = figure(height=0.6 + 0.42 * len(points))
+    values: list[list[float | None]] = []
+    for arm in points:
+        seeds = [s for seed, s in results.summary("paired", arm).items() if seed < FIRST_FREE_SEED]
+        values.append([1e3 * sum(s[f"change_{r}"] - s["change_grpo"] for s in seeds) / len(seeds) for r in rules])
+    heatmap(axis, values, points, [LABELS[rule] for rule in rules])
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_title("entropy after one rollout minus GRPO's, 1e-3 nats", loc="left")
+    return made
+
+
+def entropy_figure(study: str, metrics: dict[str, str]):
+    """Curves of the arms whose order the paper predicts."""
+
+    def draw(results: Results) -> Any:
+        present = {arm: LABELS[arm] for arm in SHOWN if arm in results.arms(study)}
+        if not present:
+            raise MissingRecords(f"study {study} has none of the arms {', '.join(SHOWN)} yet: run or promote them")
+        return curves(results, study, metrics, present)
+
+    return draw
+
+
+TABLES = {
+    "mechanism": mechanism_table,
+    "tabular": tabular_table,
+    "map": map_table,
+    "paired": paired_table,
+    "full": neural_table("full"),
+    "uniform": neural_table("uniform"),
+    "reuse": neural_table("reuse"),
+    "plain": neural_table("plain"),
+}
+FIGURES = {
+    "entropy_T": entropy_figure("tabular", {"entropy": "T: entropy, nats per token", "true_reward": "T: true reward"}),
+    "entropy_H": entropy_figure("full", {"entropy": "H: entropy, nats per token", "reward": "H: pass rate"}),
+    "reuse": entropy_figure("reuse", {"entropy": "H, 4 epochs x 4: entropy", "reward": "pass rate"}),
+    "plain": entropy_figure("plain", {"entropy": "plain Countdown, 4 epochs x 4: entropy", "reward": "pass rate"}),
+    "map": map_figure,
+    "paired": paired_figure,
+}
