@@ -54,7 +54,7 @@ def list_papers(as_json: bool = False, root: Path = ROOT) -> None:
 def show_paper(paper: str, as_json: bool = False, root: Path = ROOT) -> None:
     """Print the claims of a paper in words, its committed verdicts per scale, what it costs and how to run it.
 
-    Raises `UnknownPaper` with the closest name.
+    Raises `UnknownName` with the closest name.
     """
     card = catalog.card(paper)
     found = verdicts(paper, root)

@@ -19,13 +19,15 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from shared.experiment import catalog
+from shared.experiment.artifacts import build
 from shared.experiment.contracts import AssayError, Experiment, Interrupted, Study
 from shared.experiment.files import write_atomic
-from shared.experiment.promote import current_config
+from shared.experiment.plan import arm_config
 from shared.experiment.records import RunDirectory
 from shared.experiment.results import ROOT, Results, Row, parse, read
 
@@ -45,17 +47,33 @@ class _FirstSteps(RunDirectory):
         return len(self.rows()) >= STEPS or super().stop_requested()
 
 
+def main(action: Literal["check", "record"], papers: Sequence[str]) -> bool:
+    """Check or record the canaries of some papers, all if none is named. Prints what moved; False if anything did."""
+    sound = True
+    for paper in papers or catalog.experiments():
+        experiment = catalog.experiment(paper)
+        if action == "record":
+            print(f"recorded: {record(experiment).relative_to(ROOT)}")
+            continue
+        moved = check(experiment)
+        print("\n".join(moved) or f"{paper}: {len(_taking_part(experiment))} canaries sing as recorded")
+        sound = sound and not moved
+    if not sound:
+        print("If that was meant: python -m papers canary record PAPER, then run and promote what became stale.")
+    return sound
+
+
 def check(experiment: Experiment, root: Path = ROOT) -> list[str]:
     """Replay the canaries of a paper; one sentence per study that moved, naming the first step and metric that did."""
-    recorded = _recorded(experiment.paper, root)
+    known = recorded(experiment.paper, root)
     moved = []
     for study in _taking_part(experiment):
-        if study.name not in recorded:
+        if study.name not in known:
             raise CanaryMissing(
                 f"{experiment.paper} has no canary for study {study.name}: "
                 f"python -m papers canary record {experiment.paper}"
             )
-        difference = first_difference(recorded[study.name]["rows"], replay(experiment, study))
+        difference = first_difference(known[study.name]["rows"], replay(experiment, study))
         if difference:
             moved.append(f"{experiment.paper} {study.name}: {difference}")
     return moved
@@ -63,10 +81,10 @@ def check(experiment: Experiment, root: Path = ROOT) -> list[str]:
 
 def record(experiment: Experiment, root: Path = ROOT) -> Path:
     """Write canary.json. What did not move keeps its bytes; what moved makes the study's committed records stale."""
-    recorded = _recorded(experiment.paper, root)
+    known = recorded(experiment.paper, root)
     entries = {}
     for study in _taking_part(experiment):
-        old, rows = recorded.get(study.name), replay(experiment, study)
+        old, rows = known.get(study.name), replay(experiment, study)
         if old and not first_difference(old["rows"], rows):
             entries[study.name] = old
             continue
@@ -81,7 +99,7 @@ def record(experiment: Experiment, root: Path = ROOT) -> Path:
 
 def stale_studies(results: Results, root: Path = ROOT) -> dict[str, str]:
     """study -> commit since which its committed records come from code that gives other numbers."""
-    entries = {name: entry["stale"] for name, entry in _recorded(results.paper, root).items() if entry["stale"]}
+    entries = {name: entry["stale"] for name, entry in recorded(results.paper, root).items() if entry["stale"]}
     return {
         name: stale["since"]
         for name, stale in entries.items()
@@ -105,11 +123,12 @@ def first_difference(expected: list[Row], found: list[Row]) -> str:
 def replay(experiment: Experiment, study: Study) -> list[Row]:
     """The first 20 logged rows of the study's canary, run in this process on one thread in a temporary folder."""
     arm, grid = study.canary or "", "canary" if "canary" in study.scales else "smoke"
-    config, seed = current_config(study, arm, grid), study.scales[grid].seeds[0]
+    config, seed = arm_config(study, arm, grid), study.scales[grid].seeds[0]
+    declared = {artifact.name: artifact for artifact in experiment.artifacts}
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        paths = {}
+        paths = {name: build(declared[name], "smoke").path for name in study.artifacts}
         run = _FirstSteps.open(
             Path(folder) / "run", config, seed, arm, study.name, "smoke", artifacts=paths, provenance={}
         )
@@ -126,7 +145,8 @@ def _path(paper: str, root: Path) -> Path:
     return root / "results" / paper / "canary.json"
 
 
-def _recorded(paper: str, root: Path) -> dict[str, Any]:
+def recorded(paper: str, root: Path = ROOT) -> dict[str, Any]:
+    """study -> entry of canary.json; empty if there is none."""
     path = _path(paper, root)
     return parse(path, read(path)) if path.exists() else {}
 

@@ -8,15 +8,12 @@ Special: a card costs milliseconds, an experiment may import torch, so they are 
 
 from __future__ import annotations
 
-import difflib
 import importlib
+from collections.abc import Iterable
 
-from shared.experiment.contracts import AssayError, Card, Experiment
+from shared.experiment.contracts import Card, Experiment
+from shared.experiment.overrides import suggest
 from shared.experiment.results import ROOT
-
-
-class UnknownPaper(AssayError):
-    """No folder of that name in papers/."""
 
 
 def cards() -> dict[str, Card]:
@@ -32,20 +29,18 @@ def experiments() -> tuple[str, ...]:
 
 
 def card(paper: str) -> Card:
-    """CARD of a paper. Raises `UnknownPaper` with the closest name."""
+    """CARD of a paper. Raises `UnknownName` with the closest name."""
     known = cards()
-    _refuse_unknown(paper, tuple(known))
+    _refuse_unknown(paper, known)
     return known[paper]
 
 
 def experiment(paper: str) -> Experiment:
-    """EXPERIMENT of `papers/<paper>/experiment.py`. Raises `UnknownPaper` with the closest name."""
+    """EXPERIMENT of `papers/<paper>/experiment.py`. Raises `UnknownName` with the closest name."""
     _refuse_unknown(paper, experiments())
     return importlib.import_module(f"papers.{paper}.experiment").EXPERIMENT
 
 
-def _refuse_unknown(paper: str, known: tuple[str, ...]) -> None:
+def _refuse_unknown(paper: str, known: Iterable[str]) -> None:
     if paper not in known:
-        close = difflib.get_close_matches(paper, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known) or 'none'}"
-        raise UnknownPaper(f"no paper {paper}: {hint}")
+        raise suggest("paper", paper, known)

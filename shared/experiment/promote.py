@@ -11,7 +11,6 @@ others evenly) and rounded to four significant digits; summaries stay exact. A p
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import hashlib
 import io
@@ -22,9 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.experiment import catalog
 from shared.experiment.claims import validate
 from shared.experiment.contracts import AssayError, Experiment, Study
 from shared.experiment.files import config_hash
+from shared.experiment.plan import arm_config
 from shared.experiment.records import RecordDamaged
 from shared.experiment.results import ARM_FILE, CURVES_FILE, ROOT, RUNS_FILE, Results, Row, to_columns
 
@@ -43,6 +44,21 @@ class Promotion:
     promoted: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     size: int = 0
+
+
+def main(paper: str, runs_root: Path, scale: str = "proxy") -> bool:
+    """Promote the fresh runs of a paper and print what happened; False if an arm was refused or nothing was found."""
+    outcome = promote(catalog.experiment(paper), scale, runs_root)
+    for name in outcome.promoted:
+        print(f"promoted: {name}")
+    for name, reason in outcome.refused.items():
+        print(f"refused:  {name}: {reason}")
+    if not outcome.promoted and not outcome.refused:
+        print(f"no complete records of {paper} at {scale} scale in {runs_root}: python -m papers run {paper} --all")
+        return False
+    if outcome.promoted:
+        print(f"results/{paper} now holds {outcome.size / 1000:,.0f} kB of 1 MB. Next: nox -s tables, then commit.")
+    return not outcome.refused
 
 
 def promote(
@@ -85,12 +101,6 @@ def declared_arms(study: Study, scale: str) -> tuple[str, ...]:
     return study.scales[scale].arms or tuple(study.arms)
 
 
-def current_config(study: Study, arm: str, scale: str) -> Any:
-    """Config that a run of the arm would have now."""
-    overrides = study.scales[scale].overrides
-    return dataclasses.replace(study.arms[arm], **overrides) if overrides else study.arms[arm]
-
-
 def size_of(paper: str, root: Path = ROOT) -> int:
     """Bytes committed for a paper."""
     return sum(path.stat().st_size for path in (root / "results" / paper).rglob("*") if path.is_file())
@@ -102,7 +112,7 @@ def _check_arm(study: Study, arm: str, fresh: Results, root: Path) -> None:
     missing = sorted(set(declared) - set(fresh.seeds(study.name, arm)))
     if missing:
         raise Refused(f"seeds {', '.join(map(str, missing))} are not complete: run {fresh.paper} with --all")
-    wanted = config_hash(current_config(study, arm, fresh.scale))
+    wanted = config_hash(arm_config(study, arm, fresh.scale))
     provenance, found = fresh.provenance(study.name, arm), fresh.config_hash(study.name, arm)
     for seed in declared:
         # The launcher reuses complete records of equal code, so only a record moved away is made again.

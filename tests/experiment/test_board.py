@@ -10,6 +10,7 @@ import pytest
 
 from shared.experiment import board, catalog
 from shared.experiment.contracts import Card
+from shared.experiment.overrides import UnknownName
 
 CARD = Card(
     "toy", "A toy", "2501.00001", ("b beats a", "[a] is slow"), ("smoke", "proxy"), {"headline": 1234, "grid": 9}
@@ -61,7 +62,7 @@ def test_show_for_machines(root, capsys):
 
 @pytest.mark.usefixtures("root")
 def test_an_unknown_paper_gets_a_suggestion():
-    with pytest.raises(catalog.UnknownPaper, match="did you mean toy"):
+    with pytest.raises(UnknownName, match="did you mean 'toy"):
         board.show_paper("tooy")
 
 

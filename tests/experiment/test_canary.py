@@ -9,7 +9,7 @@ import pytest
 
 from shared.experiment import canary
 from shared.experiment import promote as promotion
-from shared.experiment.contracts import Experiment, Grid, Interrupted, Study
+from shared.experiment.contracts import Artifact, Experiment, Grid, Interrupted, Study
 from shared.experiment.promote import promote
 from shared.experiment.results import Results
 from tests.experiment.fake_records import clear_difference, toy_experiment, write_runs
@@ -22,7 +22,7 @@ class Config:
 
 
 def train(context):
-    value = 1.0
+    value = float((context.artifact("start") / "start").read_text())
     for step in range(context.config.steps):
         value *= 1 - context.config.rate
         context.log(step, loss=value, seed=context.seed)
@@ -31,10 +31,23 @@ def train(context):
     return {"loss": value}
 
 
+def write_start(config, directory):
+    (directory / "start").write_text(str(config.rate))
+
+
+START = Artifact("start", write_start, Config(9.0), {"smoke": {"rate": 1.0}})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "cache"))
+
+
 def experiment(rate=0.1, **scales):
     grids = {"smoke": Grid((7, 8), overrides={"steps": 30})} | scales
-    study = Study("main", "?", {"a": Config(rate), "b": Config(0.5)}, train, grids, canary="a")
-    return Experiment("toy", (), (study, dataclasses.replace(study, name="unwatched", canary=None)), ())
+    arms = {"a": Config(rate), "b": Config(0.5)}
+    study = Study("main", "?", arms, train, grids, artifacts=("start",), canary="a")
+    return Experiment("toy", (START,), (study, dataclasses.replace(study, name="unwatched", canary=None)), ())
 
 
 def test_the_first_twenty_steps_are_recorded_one_a_line(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 import papers
 from shared.experiment import catalog
+from shared.experiment.overrides import UnknownName
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_cards_and_experiments_are_found():
 
 @pytest.mark.usefixtures("tree")
 def test_a_typo_gets_the_closest_name():
-    with pytest.raises(catalog.UnknownPaper, match="did you mean toy_catalog"):
+    with pytest.raises(UnknownName, match="did you mean 'toy_catalog"):
         catalog.experiment("toy_katalog")
-    with pytest.raises(catalog.UnknownPaper, match="there are: toy_catalog"):
+    with pytest.raises(UnknownName, match="there are: toy_catalog"):
         catalog.experiment("zzz")
