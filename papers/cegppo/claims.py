@@ -153,6 +153,17 @@ def against_baselines() -> tuple[Claim, ...]:
             paper_value="1.0-1.1 against 0.03 (7B, figure)",
             **step,
         ),
+        Claim(
+            "H-dapo-early",
+            "H: DAPO has more entropy than GRPO in rollouts 5 to 24",
+            "should",
+            "full",
+            "entropy_early",
+            minus("dapo", "grpo"),
+            n=H,
+            headline=True,
+            paper_value="rises by step 150 (7B, figure)",
+        ),
         *both(
             "ce-under-dapo",
             "CE(0.5,1) ends with less entropy than DAPO (steadier, not higher)",
