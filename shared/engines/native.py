@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Finished rows are decoded along until they are this share of the batch: dropping them copies the cache.
 COMPACT_SHARE = 0.25
-# Largest difference in nats that rounding in float32 explains; measured differences are below 1e-5.
+# Nats. Rounding in float32 made 1e-6 on fresh models and 1e-5 on sharp ones of four layers.
 SELF_CHECK_TOLERANCE = 1e-3
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shared.engines.contracts import BadRequest, BadWeights, Sampling, SelfCheckFailed, UnsupportedModel
 from shared.engines.native import NativeEngine, _uniforms
 from shared.megatron.model import ModelConfig, build_model, forward_logits, untie
-from tests.megatron.conftest import randomise
+from tests.megatron.models import randomise
 
 VOCAB = 13
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [4, 4]]
@@ -46,6 +46,23 @@ def test_logprobs_are_those_of_the_forward_pass(engine, temperature, greedy):
         logits = forward_logits(engine.model, torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]
         expected = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
         torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=5),
+    n=st.integers(1, 3),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    seed=st.integers(0, 9),
+)
+def test_any_batch_has_the_logprobs_of_the_forward_pass(engine, prompts, n, temperature, seed):
+    rollouts = engine.generate(prompts, Sampling(8, temperature=temperature), n=n, seed=seed)
+    assert len(rollouts.lengths_N) == len(prompts) * n
+    for row, (tokens, logprobs) in enumerate(rows(rollouts)):
+        prompt = prompts[row // n]
+        logits = forward_logits(engine.model, torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]
+        expected = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
+        torch.testing.assert_close(logprobs, expected, rtol=0, atol=2e-5)
 
 
 def test_greedy_tokens_are_the_argmax_without_a_cache(engine):
@@ -108,7 +125,7 @@ def test_responses_do_not_depend_on_the_batch(engine, batch):
             tokens, logprobs = apart[3 * i + sample]
             expected_tokens, expected_logprobs = together[3 * PROMPTS.index(prompt) + sample]
             assert tokens == expected_tokens
-            torch.testing.assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-5)
+            torch.testing.assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-6)
 
 
 def test_more_samples_keep_the_first_ones_and_repeated_prompts_go_on_counting(plain):

@@ -15,7 +15,7 @@ from shared.megatron.hf import (
     to_hf_state_dict,
 )
 from shared.megatron.model import build_model, forward_logits
-from tests.megatron.conftest import randomise
+from tests.megatron.models import randomise
 
 SIZES = {
     "vocab_size": 61,

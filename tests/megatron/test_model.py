@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,8 +15,24 @@ from shared.megatron.model import (
     parameter_count,
     untie,
 )
-from shared.megatron.spec import RMSNorm, SDPACoreAttention, SequenceTooLong
-from tests.megatron.conftest import LLAMA, randomise
+from shared.megatron.spec import RMSNorm, RotaryTable, SDPACoreAttention, SequenceTooLong, _Rotate, rotate
+from tests.megatron.models import LLAMA, randomise
+
+
+def test_configurations_load_without_torch_and_models_without_noise():
+    """In a fresh process, because imports happen once. Dynamo would double the time to import Megatron."""
+    code = """
+import sys
+import shared.megatron.config
+assert "torch" not in sys.modules
+from shared.megatron.model import ModelConfig, build_model
+build_model(ModelConfig(1, 8, 1, 1, 8, 8, 8, 8), seed=0, device="cpu")
+assert sys.excepthook is sys.__excepthook__
+import torch
+print(torch.cuda.is_available() or "torch._dynamo" not in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
 
 
 def test_initialize_twice_keeps_the_group():
@@ -96,6 +114,25 @@ def test_gradients_of_the_short_path_match_megatrons_own_attention(llama, tokens
         layer.self_attention.checkpoint_core_attention = False
     for (name, _), ours, theirs in zip(llama.named_parameters(), *grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_rotation_has_right_derivatives_of_both_orders():
+    x = torch.randn(3, 2, 2, 6, dtype=torch.float64, requires_grad=True)
+    freqs = RotaryTable(6, 100.0, 5)(3).double()
+    cos, sin = freqs.cos(), freqs.sin()
+    assert torch.autograd.gradcheck(lambda x: _Rotate.apply(x, cos, sin), x)
+    assert torch.autograd.gradgradcheck(lambda x: _Rotate.apply(x, cos, sin), x)
+
+
+def test_rotated_dot_products_depend_on_the_distance_alone():
+    freqs = RotaryTable(8, 100.0, 20)(20)
+    cos, sin = freqs.cos(), freqs.sin()
+    query, key = torch.randn(2, 1, 1, 1, 8).expand(2, 20, 1, 1, 8)
+    scores = (rotate(query, cos, sin).squeeze() @ rotate(key, cos, sin).squeeze().T).tolist()
+    for i in range(19):
+        for j in range(19):
+            assert scores[i][j] == pytest.approx(scores[i + 1][j + 1], abs=1e-5)
+    assert abs(scores[0][0] - scores[0][3]) > 1e-3
 
 
 def test_too_long_sequence_is_named(llama):
