@@ -56,8 +56,9 @@ def plain(value: Any, where: str = "config") -> Any:
         return sorted(plain(item, where) for item in value)
     if isinstance(value, Path):
         return str(value)
-    if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:
-        return plain(value.item(), where)  # scalars of numpy and torch
+    to_python: Any = getattr(value, "item", None)
+    if callable(to_python) and getattr(value, "ndim", None) == 0:
+        return plain(to_python(), where)  # scalars of numpy and torch
     raise ConfigError(
         f"{where} is a {type(value).__name__}, which no record can print: name it by a string or a number."
     )

@@ -211,14 +211,16 @@ def _entries(
     for artifact in _needed(experiment, todo):
         if _key(artifact) not in built:
             task = BuildTask(artifact, scale, addresses[artifact.name])
-            entries.append(Entry(_key(artifact), "artifacts", task, artifact.cost_cpu_s))
+            entries.append(Entry(_key(artifact), "artifacts", task, artifact.cost_cpu_s if scale == "proxy" else 1.0))
     origin = {**provenance.collect(), "claims_hash": claims_hash(experiment), "threads": 1}
     for item in todo:
         job = item.job
         record: dict[str, Any] = {**origin, "code_hash": item.code_hash}
         task = RunTask(job.study.run, item.path, job.config, job.seed, job.arm, job.study.name, scale, {}, record)
         needs = {name: f"artifact {name}" for name in job.study.artifacts}
-        entries.append(Entry(job.name, job.study.name, task, job.study.cost_cpu_s, needs))
+        # Declared costs are those of the proxy scale; elsewhere runs count alike until they are measured.
+        cost = job.study.cost_cpu_s if scale == "proxy" else 1.0
+        entries.append(Entry(job.name, job.study.name, task, cost, needs))
     return entries
 
 
