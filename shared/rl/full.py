@@ -1,0 +1,61 @@
+"""Types for a paper's own RL setting: what a cluster run would be given. Torch-free; nothing here starts a run yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Machines and layout of the trainer. `sequence_parallel` is the degree of Ulysses-style sequence parallelism."""
+
+    nodes: int
+    gpus_per_node: int
+    backend: str
+    sequence_parallel: int = 1
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Sampling and metric of the paper's evaluation; `samples` responses per problem are averaged (avg@n)."""
+
+    benchmarks: tuple[str, ...]
+    samples: int
+    temperature: float
+    top_p: float
+    max_response_tokens: int
+
+
+@dataclass(frozen=True)
+class FullRL:
+    """A paper's RL run. Hub ids name model and data; lengths are in tokens, batches in prompts.
+
+    `gen_prompts` prompts x `samples` responses are generated, groups of equal accuracy dropped without refill, the
+    first `train_prompts` groups kept; `minibatch_prompts` prompts make one optimiser step.
+    """
+
+    model: str
+    data: str
+    reward: str
+    loss: str
+    loss_fields: dict[str, Any]
+    positive_coef: float
+    aggregation: str
+    gen_prompts: int
+    train_prompts: int
+    minibatch_prompts: int
+    samples: int
+    temperature: float
+    top_p: float
+    max_prompt_tokens: int
+    max_response_tokens: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    grad_clip: float
+    epochs: int
+    max_steps: int
+    cluster: Cluster
+    validation: Validation
+    unsure: tuple[str, ...] = field(default_factory=tuple)
