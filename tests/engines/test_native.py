@@ -125,7 +125,7 @@ def test_responses_do_not_depend_on_the_batch(engine, batch):
             tokens, logprobs = apart[3 * i + sample]
             expected_tokens, expected_logprobs = together[3 * PROMPTS.index(prompt) + sample]
             assert tokens == expected_tokens
-            torch.testing.assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-6)
+            torch.testing.assert_close(logprobs, expected_logprobs, rtol=0, atol=2e-6)
 
 
 def test_more_samples_keep_the_first_ones_and_repeated_prompts_go_on_counting(plain):
