@@ -127,7 +127,10 @@ def untie(model: GPTModel) -> GPTModel:
     """A copy, on the same device, whose output head is its own parameter and starts as the embedding."""
     config = config_of(model)
     if not config.tie_embeddings:
-        raise AlreadyUntied("the model has an output head of its own: use copy.deepcopy(model) for a plain copy")
+        raise AlreadyUntied(
+            "the model has an output head of its own: for a plain copy, load its state_dict() into "
+            "build_model(config_of(model), seed=0)"
+        )
     embedding = model.embedding.word_embeddings.weight
     copy = build_model(replace(config, tie_embeddings=False), seed=0, device=embedding.device)
     with torch.no_grad():

@@ -156,8 +156,11 @@ def test_untie_keeps_the_logits_and_frees_the_head(llama, tokens_BT):
         free.decoder.layers[0].mlp.linear_fc1.weight.zero_()
     assert not torch.equal(free.output_layer.weight, free.embedding.word_embeddings.weight)
     assert llama.decoder.layers[0].mlp.linear_fc1.weight.any(), "the copy shares memory with the original"
-    with pytest.raises(AlreadyUntied):
+    with pytest.raises(AlreadyUntied, match=r"load its state_dict\(\) into build_model\(config_of\(model\), seed=0\)"):
         untie(free)
+    copy = build_model(config_of(free), seed=0, device="cpu")
+    copy.load_state_dict(free.state_dict())
+    assert torch.equal(forward_logits(copy, tokens_BT), forward_logits(free, tokens_BT))
 
 
 def test_rms_norm_formula():
