@@ -484,3 +484,33 @@ CLAIMS = (
     *outcome(),
     *uniform(),
 )
+
+KEY = (
+    "mechanism-low-T",
+    "mechanism-high-T",
+    "mechanism-low-H_12",
+    "mechanism-high-H_12",
+    "mechanism-lp-high-T",
+    "mechanism-lp-high-H_12",
+    "T-beta1-main-step",
+    "H-beta1-main-step",
+    "T-beta2-main-step",
+    "H-beta2-main-step",
+    "T-beta1-main-reward",
+    "H-beta1-main-reward",
+    "T-beta2-main-reward",
+    "H-beta2-main-reward",
+    "T-ce-over-grpo",
+    "H-ce-over-grpo",
+    "T-dapo-over-grpo",
+    "H-dapo-over-grpo",
+    "T-ce-steady",
+    "H-ce-steady",
+    "H-pass@1-over-grpo",
+    "H-pass@1-over-dapo",
+    "map-beta2-zipf_0",
+    "paired-beta1-H_12",
+    "paired-beta1-U_12",
+    "plain-stable-ce_0.5_1",
+)
+"""The claims that the README shows first; all others follow in its last table."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from papers.cegppo.claims import KEY
 from shared.experiment.arm_table import FIRST_FREE_SEED, Column, arm_table
-from shared.experiment.plots import PALETTE, curves, figure, heatmap
+from shared.experiment.claims import ClaimResult, evaluate
+from shared.experiment.markdown import claims_table
+from shared.experiment.plots import PALETTE, curves, figure, forest, heatmap
 from shared.experiment.results import MissingRecords, Results
 from shared.experiment.statistics import paired_t
 from shared.experiment.wording import number_text
@@ -188,7 +191,16 @@ def entropy_figure(study: str, metrics: dict[str, str]):
     return draw
 
 
+def key_claims(results: Results) -> list[ClaimResult]:
+    """The claims of the summary, judged."""
+    from papers.cegppo.experiment import EXPERIMENT
+
+    judged = {claim.id: claim for claim in EXPERIMENT.claims}
+    return [evaluate(EXPERIMENT, judged[id], results) for id in KEY]
+
+
 TABLES = {
+    "key": lambda results: claims_table(key_claims(results)),
     "mechanism": mechanism_table,
     "tabular": tabular_table,
     "map": map_table,
@@ -199,6 +211,7 @@ TABLES = {
     "plain": neural_table("plain"),
 }
 FIGURES = {
+    "key": lambda results: forest(key_claims(results)),
     "entropy_T": entropy_figure("tabular", {"entropy": "T: entropy, nats per token", "true_reward": "T: true reward"}),
     "entropy_H": entropy_figure("full", {"entropy": "H: entropy, nats per token", "reward": "H: pass rate"}),
     "reuse": entropy_figure("reuse", {"entropy": "H, 4 epochs x 4: entropy", "reward": "pass rate"}),
