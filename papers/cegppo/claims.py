@@ -91,7 +91,7 @@ def mechanism() -> tuple[Claim, ...]:
 
 
 def entropy_order() -> tuple[Claim, ...]:
-    """Order in beta1 and beta2 at matched step (end of T, run mean of H) and at matched reward."""
+    """Order in beta1 and beta2 at matched step (end of T, run mean of H) and at matched reward (T: of free tokens)."""
     step = {"metric": "entropy_end", "metric_h": "entropy_mean"}
     matched = {"metric": "free_entropy_at_reward", "metric_h": "entropy_at_reward"}
     main1 = {"ce_0_1": 0.5, "grpo": 0.5, "ce_1_1": -0.5, "ce_1_0": -0.5}
@@ -99,7 +99,7 @@ def entropy_order() -> tuple[Claim, ...]:
     figure = "beta sweep, figure"
     claims: tuple[Claim, ...] = ()
     for tag, names in (("step", step), ("reward", matched)):
-        where = "mean entropy" if tag == "step" else "entropy at matched reward"
+        where = "entropy" if tag == "step" else "entropy at matched reward"
         more = {**names, "strength": "should", "paper_value": figure, "headline_h": True}
         claims += (
             *both(f"beta1-main-{tag}", f"{where} falls with beta1 (0 to 1, mean over beta2)", contrast=main1, **more),
