@@ -61,6 +61,7 @@ class _Running:
     entry: Entry
     process: Any
     channel: Connection
+    result: Any = None
 
 
 class Pool:
@@ -127,7 +128,7 @@ class Pool:
             ready = {name: self._built[key] for name, key in entry.needs.items()}
             task = replace(task, artifacts=ready)
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=child, args=(task, theirs), name=entry.key)
+        process = self._context.Process(target=child, args=(task, theirs, dict(os.environ)), name=entry.key)
         entry.started = time.monotonic()
         process.start()
         theirs.close()
@@ -155,8 +156,7 @@ class Pool:
             entry.ending = kind
             entry.error = "" if kind == "done" else rest[0]
             entry.error_file = rest[1] if kind == "failed" else None
-            if kind == "done" and isinstance(rest[0], Built):
-                self._built[entry.key] = rest[0]
+            running.result = rest[0]
 
     def _bury(self, running: _Running) -> None:
         """The channel closed: the child has ended, with or without a last word."""
@@ -167,6 +167,8 @@ class Pool:
         if entry.ending is None:
             self._end(entry, *self._last_word(running.process.exitcode))
         else:
+            if entry.ending == "done" and isinstance(running.result, Built):
+                self._built[entry.key] = running.result
             self._end(entry, entry.ending, entry.error)
 
     def _last_word(self, code: int) -> tuple[Ending, str]:

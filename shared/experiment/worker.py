@@ -79,8 +79,9 @@ class BuildTask:
         return artifacts.cache_root() / f"{self.address}.{ERROR_FILE}"
 
 
-def child(task: RunTask | BuildTask, channel: Connection) -> None:
-    """Entry point of a process of the pool."""
+def child(task: RunTask | BuildTask, channel: Connection, environment: Mapping[str, str]) -> None:
+    """Entry point of a process of the pool. `environment` is the parent's now, not that of the server we fork from."""
+    os.environ.update(environment)
     # The terminal sends Ctrl-C to every process; the parent decides and passes it on as SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     StopSignals().install()
