@@ -132,9 +132,11 @@ def reuse_arms() -> dict[str, Any]:
     return {name: replace(arm, epochs=4, minibatches=4, rollouts=40, eval_every=40) for name, arm in base.items()}
 
 
+MAP_WORLD = TabularConfig(loss=RULES["grpo"][0], groups=64)
+
+
 def map_cells() -> dict[str, CellConfig]:
     """Variants of regime T: start entropy, learning rate, mini-batches, verifier, optimiser, sizes."""
-    world = TabularConfig(loss=RULES["grpo"][0], groups=64)
     rules = {name: RULES[name] for name in ("grpo", "dapo", "ce_0_1", "ce_1_1", "ce_1_0")}
     variants: dict[str, dict[str, Any]] = {
         "base": {},
@@ -151,7 +153,7 @@ def map_cells() -> dict[str, CellConfig]:
         "samples_16": {"samples": 16},
     }
     return {
-        name: CellConfig(world=replace(world, **fields), rules=rules, contrasts=CONTRASTS, reference="grpo")
+        name: CellConfig(world=replace(MAP_WORLD, **fields), rules=rules, contrasts=CONTRASTS, reference="grpo")
         for name, fields in variants.items()
     }
 
@@ -214,6 +216,7 @@ STUDIES = (
         headline=Grid(FIVE, arms=("T", "H_12", "U_12")),
         artifacts=("styled_sft",),
         cost_cpu_s=10,
+        canary="T",
     ),
     Study(
         name="tabular",
@@ -233,9 +236,13 @@ STUDIES = (
         question="Where in the neighbourhood of T do the effects hold, vanish or flip?",
         arms=map_cells(),
         run=run_cell,
-        scales={"proxy": Grid(EIGHT)},
+        scales={
+            "canary": Grid((0,), arms=("base",), overrides={"world": replace(MAP_WORLD, rollouts=4, groups=16)}),
+            "proxy": Grid(EIGHT),
+        },
         headline=Grid(EIGHT, arms=("base", "zipf_0", "lr_0.03", "verifier_exact")),
         cost_cpu_s=1.5,
+        canary="base",
     ),
     Study(
         name="paired",

@@ -34,7 +34,7 @@ def response_logits(model, batch: RolloutBatch, temperature: float) -> Tensor:
     if one_length and first + width <= logits_BLV.shape[1]:
         logits_BTV = logits_BLV[:, first : first + width]
     else:
-        index_BT = batch.prompt_len_B[:, None] - 1 + torch.arange(width)
+        index_BT = batch.prompt_len_B[:, None] - 1 + torch.arange(width, device=logits_BLV.device)
         index_BT = index_BT.clamp_max(logits_BLV.shape[1] - 1)
         logits_BTV = logits_BLV.gather(1, index_BT[..., None].expand(-1, -1, logits_BLV.shape[-1]))
     return logits_BTV if temperature == 1.0 else logits_BTV / temperature
@@ -46,6 +46,7 @@ class Learner:
     def __init__(self, config: RLConfig, model) -> None:
         self.config, self.model = config, model
         self.optimizer, self._peak = _optimizer(config, model)
+        self.device = next(model.parameters()).device
         self.updates = 0
         self._observe: Observer | None = None
 
@@ -61,7 +62,7 @@ class Learner:
     @torch.no_grad()
     def score(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of every response token, (B, T), 0 on padding."""
-        parts = []
+        parts, batch = [], batch.to(self.device)
         for rows in torch.arange(len(batch)).split(_FORWARD_ROWS):
             part = batch.rows(rows)
             logp_BTV = response_logits(self.model, part, self.config.temperature).log_softmax(-1)
@@ -77,6 +78,7 @@ class Learner:
 
         Raises NonFinite, before the step is taken, if the loss or the gradient norm of a mini-batch is not finite.
         """
+        batch = batch.to(self.device)
         logp_old_BT, entropy_old_BT = self.score(batch)
         valid_BT = batch.mask_BT.bool()
         meter, ratios, norms = Meter(), [], []

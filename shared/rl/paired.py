@@ -122,7 +122,7 @@ def _probe_batch(config: PairedConfig, collector: Collector) -> RolloutBatch:
 
 def _entropy(learner: Learner, probe: RolloutBatch) -> float:
     _, entropy_BT = learner.score(probe)
-    return float(entropy_BT.double().sum() / probe.mask_BT.sum())
+    return float(entropy_BT.double().sum().cpu() / probe.mask_BT.sum())
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class RolloutBatch:
         """The sub-batch of the given rows."""
         return RolloutBatch(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
+    def to(self, device: torch.device) -> RolloutBatch:
+        """The batch on a device; itself if it is there already."""
+        return RolloutBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
 
 def pad_batch(
     prompts: list[list[int]], rollouts: Rollouts, adv_B: Tensor, reward_B: Tensor, pad_id: int
