@@ -76,8 +76,7 @@ def show_paper(paper: str, as_json: bool = False, root: Path = ROOT) -> None:
         console.print("\nNo committed verdicts yet.")
     costs = ", ".join(f"{name} {seconds:,.0f}" for name, seconds in card.cost_cpu_s.items())
     console.print(f"\nCPU-seconds: {costs}. Data: {', '.join(card.data) or 'generated, nothing to fetch'}.")
-    scales = " | ".join(card.scales)
-    console.print(f"python -m papers run {paper} --scale {scales}", markup=False)
+    console.print(f"python -m papers run {paper} [--all] [--scale {'|'.join(card.scales)}]", markup=False)
 
 
 def _listed(card: Card, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def summary(
         counts = Counter(result.verdict for result in judged.get(name, ()))
         since = "".join(f"; {study} stale since {commit}" for study, commit in stale.get(name, {}).items())
         cost = ", ".join(f"{key} {seconds:,.0f}" for key, seconds in card.cost_cpu_s.items())
-        link = f"[{card.arxiv}](https://arxiv.org/abs/{card.arxiv})"
+        link = f"[{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv[:1].isdigit() else card.arxiv
         numbers = [str(counts[verdict]) for verdict in VERDICTS]
         numbers[-1] += since
         rows.append((f"[{name}]({prefix}{name}) {card.title}", link, *numbers, cost))

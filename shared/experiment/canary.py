@@ -56,7 +56,7 @@ def main(action: Literal["check", "record"], papers: Sequence[str]) -> bool:
             print(f"recorded: {record(experiment).relative_to(ROOT)}")
             continue
         moved = check(experiment)
-        print("\n".join(moved) or f"{paper}: {len(_taking_part(experiment))} canaries sing as recorded")
+        print("\n".join(moved) or f"{paper}: canaries as recorded ({len(_taking_part(experiment))} studies)")
         sound = sound and not moved
     if not sound:
         print("If that was meant: python -m papers canary record PAPER, then run and promote what became stale.")

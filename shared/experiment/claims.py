@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
@@ -26,6 +26,7 @@ Status = Literal["identical", "OK", "drifted", "FAIL", "-"]
 FIRST_FREE_SEED = 100
 SAME_VALUE = 1e-12
 CUSTOM = "-custom"
+SCREENFUL = 20
 
 
 class ClaimError(AssayError):
@@ -226,6 +227,13 @@ def _finite(value: Any) -> TypeGuard[float]:
 
 def _six(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
+
+
+def principal(judged: Sequence[ClaimResult]) -> list[ClaimResult]:
+    """What fits a screen or a figure: up to 20 claims all of them, beyond that those of strength must and should."""
+    if len(judged) <= SCREENFUL:
+        return list(judged)
+    return [result for result in judged if result.claim.strength != "may"]
 
 
 def compare(fresh: ClaimResult, committed: ClaimResult) -> Status:

@@ -5,8 +5,8 @@ if anything about it could be doubted; the other arms still go through.
 
     python -m papers promote cegppo
 
-Curves are thinned to at most 200 rows a run and 600 an arm (first, last and the rows with the most metrics stay, the
-others evenly) and rounded to four significant digits; summaries stay exact. A paper's records stay below 1 MB that way.
+Curves are thinned to at most 200 rows a run, fewer where a paper has many runs (first, last and the rows with the most
+metrics stay, the others evenly), and rounded to three significant digits: they are for figures. Summaries stay exact.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from shared.experiment.plan import arm_config
 from shared.experiment.records import RecordDamaged
 from shared.experiment.results import ARM_FILE, CURVES_FILE, ROOT, RUNS_FILE, Results, Row, to_columns
 
-MAX_ROWS_RUN = 200
-MAX_ROWS_ARM = 600
+MIN_ROWS, MAX_ROWS = 12, 200
+CURVE_BYTES = 300_000
+BYTES_A_VALUE = 1.8
 
 
 class Refused(AssayError):
@@ -90,7 +91,7 @@ def promote(
             outcome.refused |= {f"{study.name}/{arm}": mixed for arm in accepted}
             continue
         for arm in accepted:
-            _write_arm(committed.dir / study.name / arm, fresh, study, arm)
+            _write_arm(committed.dir / study.name / arm, fresh, experiment, study, arm)
             outcome.promoted.append(f"{study.name}/{arm}")
     outcome.size = size_of(experiment.paper, root)
     return outcome
@@ -143,47 +144,46 @@ def _mixed_code(study: Study, accepted: list[str], fresh: Results, committed: Re
     return f"arms {' and '.join(hashes.values())} ran on different code: run the whole study {study.name} again"
 
 
-def _write_arm(target: Path, fresh: Results, study: Study, arm: str) -> None:
+def _write_arm(target: Path, fresh: Results, experiment: Experiment, study: Study, arm: str) -> None:
     """Replace the committed folder of one arm in one step."""
     seeds = sorted(study.scales[fresh.scale].seeds)
-    provenance, cost = fresh.provenance(study.name, arm), fresh.cost(study.name, arm)
-    summaries, curves = fresh.summary(study.name, arm), fresh.curves(study.name, arm)
-    first = provenance[seeds[0]]
-    common = {key: value for key, value in first.items() if all(provenance[seed].get(key) == value for seed in seeds)}
-    runs = [
-        {
-            "seed": seed,
-            "summary": summaries[seed],
-            "cost": cost[seed],
-            "provenance": {key: value for key, value in provenance[seed].items() if key not in common},
-        }
-        for seed in seeds
-    ]
-    limit = max(2, min(MAX_ROWS_RUN, MAX_ROWS_ARM // len(seeds)))
-    columns = [
-        {"seed": seed, "columns": to_columns([_rounded(row) for row in thin(curves[seed], limit)])} for seed in seeds
-    ]
-    runs_text, curves_text = _lines(runs), _lines(columns)
+    claims = {claim.id for claim in experiment.claims if claim.study == study.name and arm in claim.contrast}
+    summaries, cost, curves = fresh.summary(study.name, arm), fresh.cost(study.name, arm), fresh.curves(study.name, arm)
+    runs, columns = [], []
+    for seed in seeds:
+        provenance = dict(fresh.provenance(study.name, arm)[seed])
+        hashes = provenance["claims_hash"] or {}
+        provenance["claims_hash"] = {name: value for name, value in hashes.items() if name in claims}
+        runs.append({"seed": seed, "summary": summaries[seed], "cost": cost[seed], "provenance": provenance})
+        rows = thin(curves[seed], rows_a_run(experiment, fresh.scale, curves[seed]))
+        columns.append({"seed": seed, "columns": to_columns([_rounded(row) for row in rows])})
+    content = {RUNS_FILE: _lines(runs), CURVES_FILE: _lines(columns)}
     head = {
         "study": study.name,
         "arm": arm,
         "seeds": seeds,
-        "config": fresh.config(study.name, arm),
+        "commit": runs[0]["provenance"]["commit"],
+        "code_hash": runs[0]["provenance"]["code_hash"],
         "config_hash": fresh.config_hash(study.name, arm)[seeds[0]],
-        "provenance": common,
-        "sha256": {
-            RUNS_FILE: hashlib.sha256(runs_text).hexdigest(),
-            CURVES_FILE: hashlib.sha256(curves_text).hexdigest(),
-        },
+        "config": fresh.config(study.name, arm),
+        "sha256": {name: hashlib.sha256(text).hexdigest() for name, text in content.items()},
     }
     building = target.with_name(f".{target.name}.new")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     (building / ARM_FILE).write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (building / RUNS_FILE).write_bytes(runs_text)
-    (building / CURVES_FILE).write_bytes(_compressed(curves_text))
+    for name, text in content.items():
+        (building / name).write_bytes(_compressed(text))
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)
+
+
+def rows_a_run(experiment: Experiment, scale: str, rows: list[Row]) -> int:
+    """How many rows of a run are kept: an equal part of the paper's budget for each declared run, within 12 to 200."""
+    grids = [(study, study.scales[scale]) for study in experiment.studies if scale in study.scales]
+    runs = sum(len(grid.seeds) * len(declared_arms(study, scale)) for study, grid in grids)
+    metrics = max((len(row) for row in rows), default=1)
+    return max(MIN_ROWS, min(MAX_ROWS, int(CURVE_BYTES / BYTES_A_VALUE / runs / metrics)))
 
 
 def thin(rows: list[Row], limit: int) -> list[Row]:
@@ -205,11 +205,13 @@ def _evenly(items: list[int], count: int) -> list[int]:
 
 
 def _rounded(row: Row) -> Row:
-    return {name: value if name == "step" else float(f"{value:.4g}") for name, value in row.items()}
+    return {name: value if name == "step" else float(f"{value:.3g}") for name, value in row.items()}
 
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
+    return "".join(
+        json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for row in rows
+    ).encode()
 
 
 def _compressed(content: bytes) -> bytes:

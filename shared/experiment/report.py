@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared.experiment import markdown, plots
-from shared.experiment.claims import CUSTOM, ClaimResult, Status, claims_json, compare, evaluate_all
+from shared.experiment.claims import CUSTOM, ClaimResult, Status, claims_json, compare, evaluate_all, principal
 from shared.experiment.contracts import Experiment
 from shared.experiment.results import ROOT, MissingRecords, Results
 from shared.experiment.wording import interval_text, number_text, seeds_text, verdict_text
 
 STATUS_STYLES = {"identical": "green", "OK": "green", "drifted": "yellow", "FAIL": "bold red", "-": "dim"}
+NAMED = 6
 VERDICT_STYLES = {"reproduced": "green", "contradicted": "red", "unresolved": "dim"}
 
 
@@ -71,10 +73,11 @@ def _draw(
     experiment: Experiment, results: Results, judged: Sequence[ClaimResult], folder: Path
 ) -> tuple[list[Path], str]:
     """Paths of the PNG files written (an SVG lies beside each), and what to tell if there are none."""
-    shown = [result for result in judged if result.effect is not None]
+    shown = principal([result for result in judged if result.effect is not None])
     drawn = []
     try:
-        for name, draw in {"claims": lambda _: plots.forest(shown), **experiment.figures}.items():
+        forest = {"claims": lambda _: plots.forest(shown)} if shown else {}
+        for name, draw in {**forest, **experiment.figures}.items():
             try:
                 with plots.style():
                     plots.save(draw(results), folder / name)
@@ -98,18 +101,38 @@ def _show(experiment: Experiment, scale: str, lines: Sequence[Line], paths: Sequ
     table.add_column("claim", overflow="fold")
     for header in ("this run", *(("committed", "agrees") if compared else ())):
         table.add_column(header, no_wrap=True)
-    for line in lines:
-        if line.fresh.effect is not None:
-            cells = [line.fresh.claim.id, _cell(line.fresh)]
-            if line.committed:
-                cells += [_cell(line.committed), f"[{STATUS_STYLES[line.status]}]{line.status}[/]"]
-            table.add_row(*cells)
+    judged = [line for line in lines if line.fresh.effect is not None]
+    chosen = {result.claim.id for result in principal([line.fresh for line in judged])}
+    shown = [line for line in judged if line.fresh.claim.id in chosen or line.status in ("drifted", "FAIL")]
+    for line in shown:
+        cells = [line.fresh.claim.id, _cell(line.fresh)]
+        if line.committed:
+            cells += [_cell(line.committed), f"[{STATUS_STYLES[line.status]}]{line.status}[/]"]
+        table.add_row(*cells)
     console.print()
-    console.print(table)
+    if shown:
+        console.print(table)
+    console.print(_tally(lines, len(judged) - len(shown)), soft_wrap=True)
     for text in _remarks(lines, scale, compared, note):
         console.print(text, markup=False, soft_wrap=True)
     for path in paths:
         console.print(os.path.relpath(path), markup=False, soft_wrap=True)
+
+
+def _tally(lines: Sequence[Line], hidden: int) -> str:
+    """Verdicts of all claims, how many agree, and how many the table leaves out."""
+    verdicts = Counter(line.fresh.verdict for line in lines)
+    parts = [f"{count} {verdict}" for verdict, count in verdicts.most_common()]
+    agreement = Counter(line.status for line in lines if line.committed and line.status != "-")
+    if agreement:
+        parts[-1] += "; against committed: " + ", ".join(f"{n} {status}" for status, n in agreement.most_common())
+    more = f" ({hidden} of strength `may` only in report.md)" if hidden else ""
+    return f"{len(lines)} claims: {', '.join(parts)}{more}"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _cell(result: ClaimResult) -> str:
@@ -124,7 +147,7 @@ def _remarks(lines: Sequence[Line], scale: str, compared: bool, note: str) -> li
         unrun = line.fresh.effect is None and line.fresh.n_seeds == 0
         reason = "not judged, no complete runs" if unrun else line.fresh.reason
         reasons.setdefault(reason, []).append(line.fresh.claim.id)
-    remarks = [f"{reason}: {', '.join(names)}" for reason, names in reasons.items() if reason]
+    remarks = [f"{reason}: {_names(names)}" for reason, names in reasons.items() if reason]
     if scale == "smoke":
         remarks.append("The smoke scale tests the plumbing; its numbers mean nothing.")
     elif scale.endswith(CUSTOM):

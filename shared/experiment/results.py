@@ -6,7 +6,7 @@ against its checksum before a number leaves it.
     results = Results.committed("cegppo", "proxy")
     results.summaries("full_T")["grpo"][0]["entropy"]
 
-    results/<paper>/<scale>/<study>/<arm>/   arm.json, runs.jsonl, curves.jsonl.gz     written by promote
+    results/<paper>/<scale>/<study>/<arm>/   arm.json, runs.jsonl.gz, curves.jsonl.gz     written by promote
     runs/<paper>/<scale>/<study>/<arm>/seed<k>/   config, metrics, provenance, summary     written by RunDirectory
 """
 
@@ -24,7 +24,7 @@ from shared.experiment.contracts import AssayError
 from shared.experiment.records import RecordDamaged, read_rows, read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
-ARM_FILE, RUNS_FILE, CURVES_FILE = "arm.json", "runs.jsonl", "curves.jsonl.gz"
+ARM_FILE, RUNS_FILE, CURVES_FILE = "arm.json", "runs.jsonl.gz", "curves.jsonl.gz"
 
 Row = dict[str, float]
 
@@ -120,11 +120,19 @@ class _CommittedArm:
     def _head(self) -> dict[str, Any]:
         return parse(self.path / ARM_FILE, read(self.path / ARM_FILE))
 
+    def _lines(self, name: str) -> dict[int, dict[str, Any]]:
+        path = self.path / name
+        try:
+            content = gzip.decompress(read(path))
+        except (OSError, EOFError, zlib.error) as error:
+            raise RecordDamaged(f"{path} is damaged ({error}): restore it from git") from error
+        if hashlib.sha256(content).hexdigest() != self._head["sha256"][name]:
+            raise RecordDamaged(f"{path} does not match its checksum in {ARM_FILE}: restore it from git")
+        return {row["seed"]: row for row in map(json.loads, content.splitlines())}
+
     @cached_property
     def _runs(self) -> dict[int, dict[str, Any]]:
-        path = self.path / RUNS_FILE
-        rows = parse_lines(path, verified(path, self._head["sha256"][RUNS_FILE]))
-        return {row["seed"]: row for row in rows}
+        return self._lines(RUNS_FILE)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -145,7 +153,7 @@ class _CommittedArm:
 
     @property
     def provenance(self) -> dict[int, dict[str, Any]]:
-        return {seed: self._head["provenance"] | run["provenance"] for seed, run in self._runs.items()}
+        return {seed: run["provenance"] for seed, run in self._runs.items()}
 
     @property
     def cost(self) -> dict[int, dict[str, float]]:
@@ -153,14 +161,7 @@ class _CommittedArm:
 
     @cached_property
     def curves(self) -> dict[int, list[Row]]:
-        path = self.path / CURVES_FILE
-        try:
-            content = gzip.decompress(read(path))
-        except (OSError, EOFError, zlib.error) as error:
-            raise RecordDamaged(f"{path} is damaged ({error}): restore it from git") from error
-        if hashlib.sha256(content).hexdigest() != self._head["sha256"][CURVES_FILE]:
-            raise RecordDamaged(f"{path} does not match its checksum in {ARM_FILE}: restore it from git")
-        return {run["seed"]: from_columns(run["columns"]) for run in parse_lines(path, content)}
+        return {seed: from_columns(run["columns"]) for seed, run in self._lines(CURVES_FILE).items()}
 
 
 class _FreshArm:
@@ -216,25 +217,12 @@ def read(path: Path) -> bytes:
         raise RecordDamaged(f"{path} cannot be read ({error.strerror}): restore it or re-run") from error
 
 
-def verified(path: Path, expected: str) -> bytes:
-    """Content of `path`, whose sha256 must be `expected`."""
-    content = read(path)
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise RecordDamaged(f"{path} does not match its recorded checksum: restore it or re-run")
-    return content
-
-
 def parse(path: Path, content: bytes) -> dict[str, Any]:
     """One JSON object."""
     try:
         return json.loads(content)
     except ValueError as error:
         raise RecordDamaged(f"{path} is not JSON ({error}): restore it or re-run") from error
-
-
-def parse_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
-    """One JSON object per line."""
-    return [parse(path, line) for line in content.splitlines()]
 
 
 def to_columns(rows: list[Row]) -> dict[str, list[float | None]]:

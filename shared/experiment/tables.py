@@ -5,8 +5,9 @@ Special: the same records give the same bytes, so `--check` in CI proves that no
     python -m papers tables            write
     python -m papers tables --check    write nothing; list what would change and fail
 
-Blocks are named `claims`, `cost` or as in `Experiment.tables` and `Experiment.figures`; the root README, and any text
-outside papers/, says which paper: `cegppo/claims`. Figures are drawn at every scale, blocks show `proxy`.
+Blocks are named `claims`, `main-claims` (only must and should where there are more than 20), `cost`, or as in
+`Experiment.tables` and `Experiment.figures`; the root README says which paper: `cegppo/claims`, or `board`. Figures are
+drawn at every scale, blocks show `proxy`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from shared.experiment import board, catalog, markdown, plots
 from shared.experiment.canary import stale_studies
-from shared.experiment.claims import ClaimResult, claims_json, evaluate_all
+from shared.experiment.claims import ClaimResult, claims_json, evaluate_all, principal
 from shared.experiment.contracts import Experiment
 from shared.experiment.results import ROOT, MissingRecords, Results
 
@@ -57,7 +58,7 @@ class Paper:
 
     def _drawn(self, results: Results, judged: list[ClaimResult]) -> dict[Path, bytes]:
         made: dict[Path, bytes] = {}
-        for name, draw in {"claims": lambda _: plots.forest(judged), **self.experiment.figures}.items():
+        for name, draw in {"claims": lambda _: plots.forest(principal(judged)), **self.experiment.figures}.items():
             try:
                 with plots.style():
                     figure = draw(results)
@@ -71,8 +72,13 @@ class Paper:
     def block(self, kind: str, name: str, folder: Path) -> str:
         """Content of a README block; `folder` is where the README lies."""
         results = self.results(BLOCK_SCALE)
-        makers = {"claims": lambda _: markdown.claims_table(self.judged), "cost": markdown.cost_table}
-        known = {**makers, **self.experiment.tables} if kind == "table" else {"claims", *self.experiment.figures}
+        makers = {
+            "claims": lambda _: markdown.claims_table(self.judged),
+            "main-claims": lambda _: markdown.claims_table(principal(self.judged)),
+            "cost": markdown.cost_table,
+            **self.experiment.tables,
+        }
+        known = makers if kind == "table" else {"claims", *self.experiment.figures}
         if name not in known:
             raise markdown.BadBlock(f"{results.paper} has no {kind} {name}: choose one of {', '.join(sorted(known))}")
         if not results.studies():
@@ -83,7 +89,7 @@ class Paper:
         if kind == "figure":
             return self._not_yet(self.missing[name])
         try:
-            return {**makers, **self.experiment.tables}[name](results)
+            return makers[name](results)
         except MissingRecords as missing:
             return self._not_yet(str(missing))
 

@@ -89,3 +89,19 @@ def test_overridden_configs_are_judged_and_not_compared(clone, capsys):
     printed = capsys.readouterr().out
     assert "reproduced" in printed
     assert "never compared" in printed
+
+
+def test_many_claims_are_cut_to_what_the_paper_stands_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    many = [
+        toy_claim(id=f"may{index}", strength="may", metric="absent" if index < 9 else "score") for index in range(40)
+    ]
+    experiment = toy_experiment(toy_claim(), *many, seeds=(0, 1, 2, 3, 4))
+    write_runs(tmp_path / "runs", experiment, clear_difference)
+    report(experiment, "proxy", tmp_path / "runs", root=tmp_path)
+    printed = capsys.readouterr().out
+    assert "b-above-a" in printed
+    assert "may20" not in printed
+    assert "41 claims: 32 reproduced, 9 unresolved (31 of strength `may` only in report.md)" in printed
+    assert "may0, may1, may2, may3, may4, may5 and 3 more" in printed
+    assert "may20" in (tmp_path / "runs/toy/proxy/report/report.md").read_text()

@@ -151,7 +151,10 @@ def test_without_results_the_blocks_say_what_to_do(clone):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- assay:table typo -->\n<!-- /assay -->", "no table typo: choose one of claims, cost, late, seeds"),
+        (
+            "<!-- assay:table typo -->\n<!-- /assay -->",
+            "no table typo: choose one of claims, cost, late, main-claims, seeds",
+        ),
         ("<!-- assay:figure typo -->\n<!-- /assay -->", "no figure typo: choose one of claims, late, scores"),
         ("<!-- assay:table claims -->\nno end", "needs its <!-- /assay -->"),
     ],

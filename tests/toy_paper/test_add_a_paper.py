@@ -82,7 +82,7 @@ def test_commands_say_what_happened(walked):
     assert "committed results are sound" in printed["python -m papers check toy"]
     assert "1 reproduced, 1 contradicted" in call(folder, "python -m papers list")
     assert "Over the last 100 steps" in call(folder, "python -m papers show toy")
-    assert "canaries sing" in call(folder, "python -m papers canary check")
+    assert "canaries as recorded (1 studies)" in call(folder, "python -m papers canary check")
     assert "are current" in call(folder, "python -m papers tables --check")
 
 
