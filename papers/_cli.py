@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        print("Stopped before any run began.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         return 130
 
 

@@ -230,11 +230,12 @@ def _conclude(
     runs = [entry for entry in entries if isinstance(entry.task, RunTask)]
     left = sum(entry.ending != "done" for entry in runs)
     complete = len(planned) - left
-    failed = [entry for entry in entries if entry.ending == "failed"]
+    # Without a stop of ours, a run that stopped was stopped by somebody else: that is a failure to report.
+    failed = [entry for entry in entries if entry.ending == "failed" or (finished and entry.ending == "stopped")]
     messages = [f"FAILED {entry.key}: {entry.error}{_where(entry)}" for entry in failed]
     state = f"{complete} of {len(planned)} runs complete"
     if not finished:
-        resumable = sum(entry.ending == "stopped" for entry in runs)
+        resumable = sum(entry.ending == "stopped" for entry in entries)
         messages.append(f"Stopped: {state}, {resumable} resumable. Go on with: {go_on}")
         return Outcome(INTERRUPTED, folder, complete, left, tuple(messages))
     if failed:

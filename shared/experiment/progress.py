@@ -16,23 +16,26 @@ SHOWN_RUNS = 3
 
 
 class Estimate:
-    """Time left: work still to do in CPU-seconds, by declared costs until runs of the same study were measured."""
+    """Time left: declared CPU-seconds, corrected by what runs of the same study and the machine's pace turn out to be.
+
+    A few short runs, which are mostly start-up, barely move the pace: declared costs count as `PRIOR_S` of experience.
+    """
+
+    PRIOR_S = 60.0
 
     def __init__(self, entries: Sequence[Entry], workers: int) -> None:
         self._entries = entries
         self._workers = workers
 
-    def seconds_left(self) -> float | None:
-        """Wall seconds; None as long as nothing was measured."""
+    def seconds_left(self) -> float:
+        """Wall seconds until all entries have ended."""
         finished = [entry for entry in self._entries if entry.ending == "done"]
-        running = [entry for entry in self._entries if entry.started and entry.ending is None]
+        running = [entry for entry in self._entries if entry.started and entry.ending is None and _share(entry)]
         declared = sum(entry.cost for entry in finished) + sum(entry.cost * _share(entry) for entry in running)
-        spent = sum(entry.seconds for entry in finished) + sum(_age(entry) for entry in running if _share(entry))
-        if declared <= 0 or spent <= 0:
-            return None
-        pace = spent / declared
+        spent = sum(entry.seconds for entry in finished) + sum(_age(entry) for entry in running)
+        pace = (self.PRIOR_S + spent) / (self.PRIOR_S + declared)
         left = [self._left(entry, pace) for entry in self._entries if entry.ending is None]
-        return max([sum(left) / self._workers, *left])
+        return max([sum(left) / self._workers, *left], default=0.0)
 
     def _left(self, entry: Entry, pace: float) -> float:
         if entry.started and _share(entry) > 0:
@@ -82,8 +85,7 @@ class Lines:
 
     def ended(self, entry: Entry) -> None:
         self._ended += 1
-        left = self._estimate.seconds_left() if self._ended < self._total else None
-        rest = f", about {duration(left)} left" if left else ""
+        rest = f", about {duration(self._estimate.seconds_left())} left" if self._ended < self._total else ""
         count = f"({self._ended}/{self._total}{rest})"
         if entry.ending == "done":
             self.note(f"[done]   {entry.key} in {entry.seconds:.1f} s {count}")
@@ -139,8 +141,7 @@ class Bars:
     def _refresh(self, changed: Entry) -> None:
         peers = [entry for entry in self._entries if entry.group == changed.group]
         self._show(self._groups[changed.group], peers, self._running_text(peers))
-        left = self._estimate.seconds_left()
-        self._show(self._all, self._entries, f"about {duration(left)} left" if left else "")
+        self._show(self._all, self._entries, f"about {duration(self._estimate.seconds_left())} left")
 
     def _show(self, bar: Any, entries: Sequence[Entry], now: str) -> None:
         ended = sum(entry.ending is not None for entry in entries)

@@ -134,6 +134,13 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
     assert (seed0(tmp_path, "good") / "summary.json").exists()
 
 
+def test_a_run_that_somebody_else_stopped_is_no_success(tmp_path: Path) -> None:
+    outcome, said = launch(tmp_path, Selection(whole_grid=True), with_arms(fast="term"))
+    assert (outcome.code, outcome.left) == (1, 1)
+    assert "FAILED cold/fast seed 0: stopped after step 2" in said
+    assert launch(tmp_path, Selection(whole_grid=True), with_arms(fast="term"))[0].code == 0
+
+
 def test_artifacts_are_built_first_and_their_hashes_recorded(tmp_path: Path) -> None:
     outcome, said = launch(tmp_path, Selection(studies=("warm",)))
     assert outcome.code == 0

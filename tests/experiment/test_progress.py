@@ -27,14 +27,18 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_nothing_is_estimated_before_anything_was_measured() -> None:
-    assert Estimate([entry("a"), entry("b")], 1).seconds_left() is None
+def test_declared_costs_come_first_and_short_runs_barely_move_them() -> None:
+    entries = [entry("a", cost=0.5), entry("b", group="t", cost=100.0), entry("c", group="t", cost=100.0)]
+    assert Estimate(entries, 1).seconds_left() == pytest.approx(200.5)
+    entries[0].ending, entries[0].seconds = "done", 2.0  # four times slower, all of it start-up
+    assert Estimate(entries, 1).seconds_left() == pytest.approx(200, rel=0.05)
 
 
 def test_measured_runs_stand_for_their_study_and_set_the_pace_of_others() -> None:
-    entries = [entry("a", ending="done", seconds=5.0), entry("b"), entry("c", group="t", cost=40.0)]
-    assert Estimate(entries, 1).seconds_left() == pytest.approx(5 + 20)
-    assert Estimate(entries, 4).seconds_left() == pytest.approx(20)  # the longest run cannot be split
+    slow = [entry(f"a{i}", cost=600.0, ending="done", seconds=1200.0) for i in range(3)]
+    entries = [*slow, entry("b", cost=600.0), entry("c", group="t", cost=1000.0)]
+    assert Estimate(entries, 1).seconds_left() == pytest.approx(1200 + 2000, rel=0.05)
+    assert Estimate(entries, 4).seconds_left() == pytest.approx(2000, rel=0.05)  # the longest run cannot be split
 
 
 def test_a_running_run_tells_by_its_own_share() -> None:

@@ -26,7 +26,7 @@ class Quadratic:
     noise: Noise = Noise()
     sleep: float = 0.0
     mode: str = "plain"
-    """plain | fail | die (SIGKILL itself once, half-way)"""
+    """plain | fail | die (SIGKILL itself once, half-way) | term (SIGTERM itself once)"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def descend(run: RunContext) -> dict[str, Any]:
         if config.mode == "die" and step == config.steps // 2 and not (run.dir / "died").exists():
             (run.dir / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if config.mode == "term" and step == 2 and done == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
         stop = run.stop_requested()
         if stop or step % 4 == 0:
             state.with_suffix(".new").write_text(json.dumps([x, step]))
