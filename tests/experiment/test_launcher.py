@@ -191,7 +191,7 @@ def start_toy(runs: Path, steps: int, sleep: float, workers: int = 4) -> subproc
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "timed out"
@@ -222,11 +222,11 @@ def test_a_stop_leaves_a_resumable_state_and_says_how_to_go_on(tmp_path: Path, n
     wait_until(lambda: all_run(tmp_path))
     # Ctrl-C in a terminal reaches the whole foreground group, SIGTERM usually the parent alone
     (os.killpg if number is signal.SIGINT else os.kill)(toy.pid, number)
-    said = toy.communicate(timeout=20)[0]
+    said = toy.communicate(timeout=60)[0]
     assert toy.returncode == 130
     assert "Stopped: 0 of 4 runs complete, 4 resumable. Go on with: toylab again" in said
     assert "\x1b" not in said
-    wait_until(lambda: not processes_of(toy.pid), 5)
+    wait_until(lambda: not processes_of(toy.pid), 30)
     outcome, said = launch(tmp_path, Selection(studies=("cold",), overrides={"steps": "60", "sleep": "0.03"}))
     assert "4 resumed" in said
     assert outcome == Outcome(0, "proxy-custom", 4, 0)
@@ -239,7 +239,7 @@ def test_killing_the_parent_leaves_no_orphan_and_a_resumable_state(tmp_path: Pat
     assert len(processes_of(toy.pid)) >= 5
     toy.kill()
     toy.communicate()
-    wait_until(lambda: not processes_of(toy.pid), 5)
+    wait_until(lambda: not processes_of(toy.pid), 30)
     lock = lock_of(seed0(tmp_path, folder="proxy-custom"))
     assert lock.acquire()
     lock.release()
@@ -251,16 +251,16 @@ def test_two_launchers_in_one_folder(tmp_path: Path) -> None:
     with pytest.raises(RunBusy, match="is being run by process"):
         launch(tmp_path, Selection(studies=("cold",), overrides={"steps": "10000", "sleep": "0.05"}))
     first.terminate()
-    first.communicate(timeout=20)
+    first.communicate(timeout=60)
 
 
 def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
-    toy = start_toy(tmp_path, 10_000, 3.0)  # too deep asleep to hear the first
+    toy = start_toy(tmp_path, 10_000, 10.0)  # too deep asleep to hear the first
     wait_until(lambda: all_run(tmp_path))
     start = time.monotonic()
     toy.send_signal(signal.SIGINT)
     time.sleep(0.3)
     toy.send_signal(signal.SIGINT)
-    toy.communicate(timeout=20)
+    toy.communicate(timeout=60)
     assert toy.returncode == 130
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 8
