@@ -137,7 +137,7 @@ def _mask(start: int, cache: Cache) -> torch.Tensor | None:
     columns_S = torch.arange(cache.end, device=cache.padding_B.device)
     rows_T = columns_S[start:, None]
     visible = (columns_S <= rows_T) & (columns_S >= cache.padding_B[:, None, None])
-    # A padding column sees itself: a softmax over nothing would be NaN, and NaN passes through a mask.
+    # A padding column sees itself: some kernels turn a row that sees nothing into NaN, and NaN passes through masks.
     return (visible | (columns_S == rows_T)).unsqueeze(1)
 
 

@@ -33,6 +33,10 @@ class SequenceTooLong(AssayError):
     """A sequence does not fit into the model's rotary table."""
 
 
+class CausalOnly(AssayError):
+    """The attention was given a mask, a bias or packed sequences."""
+
+
 class RMSNorm(torch.nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, arXiv:1910.07467, eq. 4)."""
 
@@ -84,7 +88,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding (Su et al., arXiv:2104.09864, eq. 34, halves instead of pairs as in Llama), no autograd.
+    """Rotary embedding (Su et al., arXiv:2104.09864, eq. 34, halves instead of pairs as in Llama).
 
     `cos` and `sin` broadcast against `x` [..., head_dim]; their two halves are equal.
     """
@@ -129,11 +133,11 @@ class SDPACoreAttention(torch.nn.Module):
     ) -> torch.Tensor:
         """Causal attention of [sq, b, heads, d] queries over [sk, b, groups, d] keys and values -> [sq, b, heads * d].
 
-        With sq < sk (the first sk - sq positions came from a cache) query i sees keys 0 .. sk - sq + i. Masks are
-        refused: under causality, padding on the right is invisible to every real token.
+        With sq < sk (the first sk - sq positions came from a cache) query i sees keys 0 .. sk - sq + i. Masks raise
+        `CausalOnly`: under causality, padding on the right is invisible to every real token.
         """
         if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise NotImplementedError("SDPACoreAttention is causal only: pass no mask, bias or packed sequences")
+            raise CausalOnly("SDPACoreAttention is causal only: pass None for mask, bias and packed sequences")
         length_q, batch, heads, _ = query.shape
         length_k = key.shape[0]
         mask = None

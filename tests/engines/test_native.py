@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.engines.contracts import BadRequest, BadWeights, Sampling, SelfCheckFailed, UnsupportedModel
-from shared.engines.native import NativeEngine, _uniforms
+from shared.engines.native import NativeEngine, _pick, _uniforms
 from shared.megatron.model import ModelConfig, build_model, forward_logits, untie
 from tests.megatron.models import randomise
 
@@ -160,6 +160,14 @@ def test_a_token_of_probability_zero_is_never_drawn(plain):
     assert possible[rollouts.tokens_NT[:, 0]].all()
 
 
+def test_inverse_cdf_at_its_ends():
+    """The smallest and the largest uniform, between tokens of probability zero."""
+    logits_BV = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).expand(2, -1)
+    token_B, logprob_B = _pick(logits_BV, Sampling(1), torch.tensor([0.0, 1 - 2.0**-52], dtype=torch.float64))
+    assert token_B.tolist() == [1, 3]
+    torch.testing.assert_close(logprob_B, logits_BV[0].log_softmax(-1)[token_B])
+
+
 def test_updates_in_place_are_seen_without_a_reload(plain):
     model = untie(plain.model)
     engine = NativeEngine(model, eos_id=0, pad_id=0)
@@ -256,7 +264,7 @@ def test_generation_leaves_the_graph_and_the_generator_alone(plain):
     rollouts = plain.generate(PROMPTS, Sampling(3), n=1, seed=0)
     assert torch.equal(state, torch.get_rng_state())
     weight = torch.ones(rollouts.logprobs_NT.shape, requires_grad=True)
-    (weight * rollouts.logprobs_NT).sum().backward()
+    (weight * rollouts.logprobs_NT / rollouts.lengths_N[:, None]).sum().backward()
 
 
 @settings(max_examples=30, deadline=None)

@@ -15,7 +15,7 @@ from shared.megatron.model import (
     parameter_count,
     untie,
 )
-from shared.megatron.spec import RMSNorm, RotaryTable, SDPACoreAttention, SequenceTooLong, _Rotate, rotate
+from shared.megatron.spec import CausalOnly, RMSNorm, RotaryTable, SDPACoreAttention, SequenceTooLong, _Rotate, rotate
 from tests.megatron.models import LLAMA, randomise
 
 
@@ -184,6 +184,11 @@ def test_attention_with_a_cache_equals_the_end_of_full_attention(llama, heads):
     full = attention(query, key, value, None)
     for new in (1, 4):
         torch.testing.assert_close(attention(query[-new:], key, value, None), full[-new:], rtol=0, atol=1e-6)
+
+
+def test_a_mask_is_refused_by_name(llama, tokens_BT):
+    with pytest.raises(CausalOnly, match="pass None for mask"):
+        llama(tokens_BT, None, torch.ones(1, 1, 11, 11, dtype=torch.bool))
 
 
 def test_norms_are_marked_for_sequence_parallel_gradients(llama):
