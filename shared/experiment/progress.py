@@ -22,6 +22,7 @@ class Estimate:
     """
 
     PRIOR_S = 60.0
+    PRIOR_SHARE = 0.05
 
     def __init__(self, entries: Sequence[Entry], workers: int) -> None:
         self._entries = entries
@@ -38,10 +39,13 @@ class Estimate:
         return max([sum(left) / self._workers, *left], default=0.0)
 
     def _left(self, entry: Entry, pace: float) -> float:
-        if entry.started and _share(entry) > 0:
-            return _age(entry) / _share(entry) - _age(entry)
         peers = [peer.seconds for peer in self._entries if peer.group == entry.group and peer.ending == "done"]
-        return sum(peers) / len(peers) if peers else entry.cost * pace
+        expected = sum(peers) / len(peers) if peers else entry.cost * pace
+        if not entry.started or not _share(entry):
+            return expected
+        # The first per cent of a run is start-up and says little about the rest.
+        whole = (_age(entry) + self.PRIOR_SHARE * expected) / (_share(entry) + self.PRIOR_SHARE)
+        return max(0.0, whole - _age(entry))
 
 
 def _share(entry: Entry) -> float:
