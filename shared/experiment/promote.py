@@ -171,7 +171,8 @@ def _write_arm(target: Path, fresh: Results, experiment: Experiment, study: Stud
     building = target.with_name(f".{target.name}.new")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    (building / ARM_FILE).write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
+    (building / ARM_FILE).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     for name, text in content.items():
         (building / name).write_bytes(_compressed(text))
     shutil.rmtree(target, ignore_errors=True)

@@ -44,13 +44,13 @@ def report(experiment: Experiment, scale: str, runs_root: Path, as_json: bool = 
     lines = judge(experiment, results, root)
     folder = results.dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    drawn, note = _draw(experiment, results, [line.fresh for line in lines], folder)
+    drawn, notes = _draw(experiment, results, [line.fresh for line in lines], folder)
     (folder / "claims.json").write_text(claims_json([line.fresh for line in lines]), encoding="utf-8")
     (folder / "report.md").write_text(_page(experiment, scale, lines, drawn), encoding="utf-8")
     if as_json:
         print(json.dumps([_entry(line) for line in lines], indent=1, ensure_ascii=False))
     else:
-        _show(experiment, scale, lines, [folder / "report.md", *drawn], note)
+        _show(experiment, scale, lines, [folder / "report.md", *drawn], notes)
     return all(line.status != "FAIL" for line in lines)
 
 
@@ -71,25 +71,28 @@ def _entry(line: Line) -> dict[str, object]:
 
 def _draw(
     experiment: Experiment, results: Results, judged: Sequence[ClaimResult], folder: Path
-) -> tuple[list[Path], str]:
-    """Paths of the PNG files written (an SVG lies beside each), and what to tell if there are none."""
+) -> tuple[list[Path], list[str]]:
+    """Paths of the PNG files written (an SVG lies beside each), and what to tell about those that were not."""
     shown = principal([result for result in judged if result.effect is not None])
-    drawn = []
-    try:
-        forest = {"claims": lambda _: plots.forest(shown)} if shown else {}
-        for name, draw in {**forest, **experiment.figures}.items():
-            try:
-                with plots.style():
-                    plots.save(draw(results), folder / name)
-            except MissingRecords:
-                continue
+    forest = {"claims": lambda _: plots.forest(shown)} if shown else {}
+    drawn, notes = [], []
+    for name, draw in {**forest, **experiment.figures}.items():
+        try:
+            with plots.style():
+                plots.save(draw(results), folder / name)
             drawn.append(folder / f"{name}.png")
-    except plots.PlotsMissing as missing:
-        return [], str(missing)
-    return drawn, ""
+        except MissingRecords:
+            continue
+        except plots.PlotsMissing as missing:
+            return [], [str(missing)]
+        except Exception as error:  # hours of training end here: a broken figure must not hide the verdicts
+            notes.append(f"figure {name} failed: {type(error).__name__}: {error}")
+    return drawn, notes
 
 
-def _show(experiment: Experiment, scale: str, lines: Sequence[Line], paths: Sequence[Path], note: str) -> None:
+def _show(
+    experiment: Experiment, scale: str, lines: Sequence[Line], paths: Sequence[Path], notes: Sequence[str]
+) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -113,7 +116,7 @@ def _show(experiment: Experiment, scale: str, lines: Sequence[Line], paths: Sequ
     if shown:
         console.print(table)
     console.print(_tally(lines, len(judged) - len(shown)), soft_wrap=True)
-    for text in _remarks(lines, scale, compared, note):
+    for text in (*_remarks(lines, scale, compared), *notes, ""):
         console.print(text, markup=False, soft_wrap=True)
     for path in paths:
         console.print(os.path.relpath(path), markup=False, soft_wrap=True)
@@ -140,8 +143,8 @@ def _cell(result: ClaimResult) -> str:
     return f"{numbers}\n[{VERDICT_STYLES[result.verdict]}]{result.verdict}[/], n = {seeds_text(result)}"
 
 
-def _remarks(lines: Sequence[Line], scale: str, compared: bool, note: str) -> list[str]:
-    """What the table does not hold: reasons, claims without runs, what there is to compare with, plots."""
+def _remarks(lines: Sequence[Line], scale: str, compared: bool) -> list[str]:
+    """What the table does not hold: reasons, claims without runs, what there is to compare with."""
     reasons: dict[str, list[str]] = {}
     for line in lines:
         unrun = line.fresh.effect is None and line.fresh.n_seeds == 0
@@ -154,7 +157,7 @@ def _remarks(lines: Sequence[Line], scale: str, compared: bool, note: str) -> li
         remarks.append("Overridden configs are never compared with committed results.")
     elif not compared:
         remarks.append("There are no committed results yet to compare with.")
-    return [*remarks, *([note] if note else []), ""]
+    return remarks
 
 
 def _page(experiment: Experiment, scale: str, lines: Sequence[Line], drawn: Sequence[Path]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -105,3 +106,14 @@ def test_many_claims_are_cut_to_what_the_paper_stands_on(tmp_path, capsys, monke
     assert "41 claims: 32 reproduced, 9 unresolved (31 of strength `may` only in report.md)" in printed
     assert "may0, may1, may2, may3, may4, may5 and 3 more" in printed
     assert "may20" in (tmp_path / "runs/toy/proxy/report/report.md").read_text()
+
+
+def test_a_broken_figure_does_not_hide_the_verdicts(clone, capsys):
+    broken = dataclasses.replace(
+        EXPERIMENT, figures={"bad": lambda results: {}["key"], "late": lambda r: r.arms("later")}
+    )
+    assert report(broken, "proxy", clone / "runs", root=clone)
+    printed = capsys.readouterr().out
+    assert "reproduced, n = 5" in printed
+    assert "figure bad failed: KeyError: 'key'" in printed
+    assert "late" not in printed
