@@ -119,8 +119,8 @@ def correlation_text(results: Results) -> str:
     share = [_mean(results, cell, "lp_high") for cell in cells]
     parts = []
     for name in ("beta2_at_beta1_1", "beta2_at_beta1_0", "dapo_minus_grpo", "beta1_0_to_1"):
-        rho = spearmanr(share, [_mean(results, cell, name) for cell in cells]).statistic
-        parts.append(f"{CONTRASTS[name]} {number_text(float(rho))}")
+        found: Any = spearmanr(share, [_mean(results, cell, name) for cell in cells])
+        parts.append(f"{CONTRASTS[name]} {number_text(float(found.statistic))}")
     return (
         f"Spearman correlation with the LP share of clipped positive tokens over {len(cells)} cells: "
         + "; ".join(parts)

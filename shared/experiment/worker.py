@@ -79,9 +79,15 @@ class BuildTask:
         return artifacts.cache_root() / f"{self.address}.{ERROR_FILE}"
 
 
+CPU_SCALES = ("smoke", "proxy")
+"""Scales whose runs stay on the CPU where there is a GPU: decision 24."""
+
+
 def child(task: RunTask | BuildTask, channel: Connection, environment: Mapping[str, str]) -> None:
     """Entry point of a process of the pool. `environment` is the parent's now, not that of the server we fork from."""
     os.environ.update(environment)
+    if task.scale in CPU_SCALES:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # The terminal sends Ctrl-C to every process; the parent decides and passes it on as SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     StopSignals().install()

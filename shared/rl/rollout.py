@@ -149,9 +149,13 @@ class _Tally:
 
 
 def _select(rollouts: Rollouts, rows: Tensor) -> Rollouts:
-    tensors = (rollouts.tokens_NT, rollouts.logprobs_NT, rollouts.lengths_N, rollouts.prompt_lengths_N)
-    reasons = tuple(rollouts.finish_reason_N[i] for i in rows.tolist())
-    return Rollouts(*(tensor[rows] for tensor in tensors), reasons)
+    return Rollouts(
+        tokens_NT=rollouts.tokens_NT[rows],
+        logprobs_NT=rollouts.logprobs_NT[rows],
+        lengths_N=rollouts.lengths_N[rows],
+        prompt_lengths_N=rollouts.prompt_lengths_N[rows],
+        finish_reason_N=tuple(rollouts.finish_reason_N[i] for i in rows.tolist()),
+    )
 
 
 def _concatenate(parts: list[Rollouts], pad_id: int) -> Rollouts:

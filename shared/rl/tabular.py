@@ -129,9 +129,10 @@ class TabularBandit:
         c = self.config
         surplus_PV = entropy_and_surplus(self.table_PV.detach().log_softmax(-1))[1]
         surplus_BP = surplus_PV.gather(1, tokens_BP.T).T
-        ratio_BP = (logp_BP - logp_old_BP).exp()
-        flat = (x.reshape(-1) for x in (ratio_BP, adv_BP, surplus_BP, logp_old_BP))
-        clip_metrics(meter, *flat, c.eps_low, c.eps_high)
+        ratio_N = (logp_BP - logp_old_BP).exp().flatten()
+        clip_metrics(
+            meter, ratio_N, adv_BP.flatten(), surplus_BP.flatten(), logp_old_BP.flatten(), c.eps_low, c.eps_high
+        )
 
 
 def rollout_row(world: TabularBandit, rollout: int, observe: Observer | None = None) -> dict[str, float]:
