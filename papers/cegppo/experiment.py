@@ -201,7 +201,21 @@ def plain_arms() -> dict[str, Any]:
 FIVE = tuple(range(5))
 EIGHT = tuple(range(8))
 TWENTY = tuple(range(20))
-TINY_RL = {"rollouts": 2, "prompts": 8, "gen_prompts": 8, "eval_problems": 8, "pool": 64, "eval_every": 2}
+TINY_RL = {
+    "rollouts": 2,
+    "prompts": 8,
+    "gen_prompts": 8,
+    "eval_problems": 8,
+    "pool": 64,
+    "eval_every": 2,
+    # An untrained policy solves nothing; without this every group would be dropped and no update made.
+    "dynamic_sampling": "off",
+}
+TINY_PAIRED = {f"base.{name}": value for name, value in TINY_RL.items()} | {
+    "rollouts_before": 1,
+    "probes": 1,
+    "probe_prompts": 8,
+}
 REPLAY_OPTIMIZER = OptimizerConfig(body_lr=3e-4, head_lr=3e-3, warmup_rollouts=0)
 """Steps large enough that the stored rollouts are clipped on both sides."""
 TINY_REPLAY = {"rollouts": 20, "prompts": 8, "minibatches": 4}
@@ -249,7 +263,7 @@ STUDIES = (
         question="From one policy, optimiser state and rollout: what does each rule do to entropy?",
         arms=paired_arms(),
         run=paired_test,
-        scales={"proxy": Grid(FIVE)},
+        scales={"smoke": Grid((0,), arms=("H_12",), overrides=TINY_PAIRED), "proxy": Grid(FIVE)},
         headline=Grid(FIVE, arms=("H_12", "U_12")),
         artifacts=("styled_sft",),
         cost_cpu_s=40,
