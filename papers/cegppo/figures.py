@@ -186,7 +186,7 @@ def entropy_figure(study: str, metrics: dict[str, str]):
         present = {arm: LABELS[arm] for arm in SHOWN if arm in results.arms(study)}
         if not present:
             raise MissingRecords(f"study {study} has none of the arms {', '.join(SHOWN)} yet: run or promote them")
-        return curves(results, study, metrics, present)
+        return curves(results, study, metrics, present, x_label="rollout")
 
     return draw
 

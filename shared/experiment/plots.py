@@ -124,10 +124,12 @@ def curves(
     metrics: Mapping[str, str],
     arms: Mapping[str, str] | None = None,
     x: str = "step",
+    x_label: str = "",
 ) -> Figure:
     """One panel per metric, one line per arm: mean over seeds below 100 with its pointwise 95 % t interval.
 
-    `metrics` maps a metric to the title of its panel, `arms` an arm to its label (default: all arms by name).
+    `metrics` maps a metric to the title of its panel, `arms` an arm to its label (default: all arms by name);
+    `x_label` is what a step is called.
     Raises `MissingRecords` for an arm without records or a metric that was never logged.
     """
     labels = dict(arms or {arm: arm for arm in results.arms(study)})
@@ -144,7 +146,7 @@ def curves(
             axis.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
             ends.append((xs[-1], means[-1], labels[arm], colour))
         axis.set_title(title, loc="left")
-        axis.set_xlabel(x)
+        axis.set_xlabel(x_label or x)
         axis.margins(x=0)
         if axis is axes[0]:
             label_ends(axis, ends)
