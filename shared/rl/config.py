@@ -33,13 +33,19 @@ class RLConfig:
     """One arm of an RL run on a generated task.
 
     policy: name of the artifact with the warm-started weights. untie_head: give the policy its own output head.
+    pool: problems drawn once from the task's "rl" split, of which each rollout takes `gen_prompts`.
     prompts x samples responses are trained on per rollout, in `epochs` passes of `minibatches` updates each; the kept
-    groups are dealt out evenly, so there are `minibatches` updates however many groups dynamic sampling drops.
+    groups are dealt out evenly, so dynamic sampling does not change the number of updates while it keeps at least
+    `minibatches` groups.
+    temperature: of sampling, and of the log-probabilities that are trained.
+    reward_correct, reward_wrong: outcome rewards. The positive-example term knows a correct response by reward 1.0.
+    early: first and last rollout of the window behind `entropy_early`.
     dynamic_sampling: "off" keeps all groups; "drop" removes those with equal accuracy; `max_gen_batches` > 1 samples
     again until `prompts` groups are kept or that many batches were generated (DAPO); 1 never refills (Klear family).
     eps_low, eps_high: the range that the clip metrics count by; the rule under test has its own fields.
     matched_reward: training reward (pass rate) at which arms are compared at equal reward.
     eval_every: rollouts between evaluations on held-out problems; the last rollout is always evaluated.
+    checkpoint_every: rollouts between checkpoints.
     """
 
     loss: PolicyLoss

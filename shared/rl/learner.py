@@ -17,6 +17,7 @@ from shared.megatron.model import forward_logits
 from shared.rl.aggregate import Denominators
 from shared.rl.config import RLConfig
 from shared.rl.inputs import LossInputs
+from shared.rl.losses import MAX_LOG_RATIO
 from shared.rl.mechanism import Observer
 from shared.rl.metrics import Meter, clip_metrics, entropy_and_surplus, gap_summary, ratio_summary
 from shared.rl.pipeline import policy_loss
@@ -119,7 +120,7 @@ class Learner:
             entropy_old_BT,
             logp_rollout_BT=batch.logp_rollout_BT,
         )
-        denominators = Denominators.of(batch.mask_BT, norm=float(batch.mask_BT.numel()))
+        denominators = Denominators.of(batch.mask_BT, norm=float(len(batch) * c.task.max_response_len))
         result = policy_loss(inputs, c.loss, c.terms, denominators, positive_B=batch.reward_B == 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
@@ -144,7 +145,8 @@ class Learner:
         valid_BT = batch.mask_BT.bool()
         _, surplus_BTV = entropy_and_surplus(logp_BTV)
         surplus_BT = surplus_BTV.gather(-1, batch.response_BT[..., None]).squeeze(-1)
-        ratio_N = (inputs.logp_BT.detach() - inputs.logp_old_BT)[valid_BT].exp()
+        log_ratio_N = (inputs.logp_BT.detach() - inputs.logp_old_BT)[valid_BT]
+        ratio_N = log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         clip_metrics(
             meter,
             ratio_N,
@@ -156,7 +158,7 @@ class Learner:
         )
         if self._observe:
             self._observe(logp_BTV[valid_BT], batch.response_BT[valid_BT], ratio_N, inputs.advantages_BT[valid_BT])
-        meter.add("ppo_kl", -ratio_N.log().sum(), ratio_N.numel())
+        meter.add("ppo_kl", -log_ratio_N.sum(), ratio_N.numel())
         meter.add("weight_mean", result.token.weight_BT[valid_BT].sum(), ratio_N.numel())
         return ratio_N
 

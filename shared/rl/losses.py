@@ -1,7 +1,7 @@
 """Published baseline policy losses, each a frozen config and a pure per-token function.
 
     config = PPOClip(eps_low=0.2, eps_high=0.28)          # DAPO's clip-higher
-    out = token_loss(inputs, config)                      # out.loss_BT, out.weight_BT
+    out = config.per_token(inputs)                        # out.loss_BT, out.weight_BT
 
 A paper registers its own loss the same way, from its experiment.py:
 

@@ -68,9 +68,12 @@ class BranchObserver:
     def __init__(self, eps_low: float, eps_high: float) -> None:
         self.low, self.high = 1 - eps_low, 1 + eps_high
         self.branches = {"low": BranchSums(), "high": BranchSums()}
+        self.tokens = self.positive = 0
 
     def observe(self, logp_NV: Tensor, action_N: Tensor, ratio_N: Tensor, adv_N: Tensor) -> None:
         """Valid tokens of one mini-batch, before its update."""
+        self.tokens += len(adv_N)
+        self.positive += int((adv_N > 0).sum())
         picks = {
             "low": (self.low, (ratio_N < self.low) & (adv_N < 0)),
             "high": (self.high, (ratio_N > self.high) & (adv_N > 0)),
@@ -80,7 +83,8 @@ class BranchObserver:
 
     def row(self) -> dict[str, float]:
         """Metrics of everything observed since the last call: sums in nats per unit step, LP share, worst error."""
-        row: dict[str, float] = {}
+        row: dict[str, float] = {"tokens": float(self.tokens), "tokens_positive": float(self.positive)}
+        self.tokens = self.positive = 0
         for name, sums in self.branches.items():
             row[f"tokens_{name}"] = float(sums.tokens)
             row[f"first_order_{name}"] = sums.first_order
@@ -93,14 +97,22 @@ class BranchObserver:
 
 
 def mechanism_summary(run: RunContext) -> dict[str, Any]:
-    """Totals over the probe rollouts; LP shares are weighted by tokens."""
+    """Totals over the observed rollouts, and the same per rollout; shares and rates are weighted by tokens."""
     rows = run.rows()
-    summary: dict[str, Any] = {}
+    total = sum(row["tokens"] for row in rows)
+    summary: dict[str, Any] = {
+        "rollouts": len(rows),
+        "reward": sum(row["reward"] for row in rows) / len(rows),
+        "positive_share": sum(row["tokens_positive"] for row in rows) / total if total else None,
+    }
     for name in ("low", "high"):
         tokens = sum(row[f"tokens_{name}"] for row in rows)
         summary[f"tokens_{name}"] = tokens
         summary[f"first_order_{name}"] = sum(row[f"first_order_{name}"] for row in rows)
         summary[f"finite_difference_{name}"] = sum(row[f"finite_difference_{name}"] for row in rows)
+        for kind in ("first_order", "finite_difference"):
+            summary[f"{kind}_{name}_per_rollout"] = summary[f"{kind}_{name}"] / len(rows)
+        summary[f"clip_{name}"] = tokens / total if total else None
         summary[f"worst_error_{name}"] = max(row[f"worst_error_{name}"] for row in rows)
         lp = sum(row.get(f"lp_{name}", 0.0) * row[f"tokens_{name}"] for row in rows)
         summary[f"lp_{name}"] = lp / tokens if tokens else None

@@ -39,8 +39,11 @@ class PairedConfig:
     probe_prompts: int = 64
 
 
-def trained_policy(run: RunContext, config: RLConfig, rollouts: int) -> tuple[Learner, Collector]:
-    """Learner and collector after `rollouts` rollouts under the base rule; resumes from and saves to checkpoints."""
+def trained_policy(run: RunContext, config: RLConfig, rollouts: int, total: int) -> tuple[Learner, Collector]:
+    """Learner and collector after `rollouts` rollouts under the base rule; resumes from and saves to checkpoints.
+
+    `total` counts these rollouts and the probes that follow, for the progress.
+    """
     model = warm_policy(config, run)
     learner = Learner(config, model)
     collector = Collector(config, NativeEngine(model, config.task.eos_id, config.task.pad_id), run.seed)
@@ -54,10 +57,12 @@ def trained_policy(run: RunContext, config: RLConfig, rollouts: int) -> tuple[Le
         batch, _ = collector.collect(rollout)
         if batch is not None:
             learner.update(batch, seed=run.seed, rollout=rollout)
-        if run.stop_requested() or rollout == rollouts - 1:
-            checkpoints.save(rollout + 1, learner.state())
-        if run.stop_requested():
-            raise Interrupted(f"stopped after {rollout + 1} of {rollouts} preparing rollouts")
+        done, stop = rollout + 1, run.stop_requested()
+        if stop or done == rollouts or done % config.checkpoint_every == 0:
+            checkpoints.save(done, learner.state())
+        run.progress(done, total)
+        if stop:
+            raise Interrupted(f"stopped after {done} of {rollouts} preparing rollouts")
     return learner, collector
 
 
@@ -65,7 +70,7 @@ def paired_test(run: RunContext) -> dict[str, Any]:
     """Run function: one row per probe rollout with `change_<rule>` and `diff_<contrast>`, nats per rollout."""
     config: PairedConfig = run.config
     total = config.rollouts_before + config.probes
-    learner, collector = trained_policy(run, config.base, config.rollouts_before)
+    learner, collector = trained_policy(run, config.base, config.rollouts_before, total)
     start = copy.deepcopy(learner.state())
     probe = _probe_batch(config, collector)
     before = _entropy(learner, probe)
@@ -138,12 +143,15 @@ def mechanism_run(run: RunContext) -> dict[str, Any]:
     """Run function: train, then log the branch sums of `probes` further rollouts of the base rule."""
     config: MechanismConfig = run.config
     run.rewind(-1)
-    learner, collector = trained_policy(run, config.base, config.rollouts_before)
+    total = config.rollouts_before + config.probes
+    learner, collector = trained_policy(run, config.base, config.rollouts_before, total)
     observer = BranchObserver(config.base.eps_low, config.base.eps_high)
     for index in range(config.probes):
         batch, metrics = collector.collect(config.rollouts_before + index)
         if batch is not None:
             learner.update(batch, seed=run.seed, rollout=config.rollouts_before + index, observe=observer.observe)
         run.log(index, reward=metrics["reward"], **observer.row())
-        run.progress(config.rollouts_before + index + 1, config.rollouts_before + config.probes)
+        run.progress(config.rollouts_before + index + 1, total)
+        if run.stop_requested() and index + 1 < config.probes:
+            raise Interrupted(f"stopped after probe {index}")
     return mechanism_summary(run)

@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.experiment.contracts import Interrupted, RunContext
 from shared.rl.losses import PolicyLoss
-from shared.rl.summary import BRANCH_METRICS, window_mean
+from shared.rl.summary import BRANCH_METRICS, lp_by_tokens, window_mean
 from shared.rl.tabular import TabularBandit, TabularConfig, rollout_row
 
 
@@ -44,7 +44,11 @@ def run_cell(run: RunContext) -> dict[str, Any]:
             **{key: value for key, value in measured.items() if value is not None},
         )
         if name == config.reference:
-            summary |= measured | {"entropy_start": rows[0]["entropy"], "reward_end": rows[-1]["true_reward"]}
+            summary |= measured | lp_by_tokens(rows)
+            summary |= {
+                "entropy_start": rows[0]["entropy"],
+                "reward_end": window_mean(rows, "true_reward", last - 4, last),
+            }
         run.progress(index + 1, len(config.rules))
         if run.stop_requested() and index + 1 < len(config.rules):
             raise Interrupted(f"stopped after rule {name}")

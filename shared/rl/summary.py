@@ -42,6 +42,20 @@ def at_reward(rows: Rows, name: str, level: float, width: int = 5) -> tuple[int 
     return None, None
 
 
+def lp_by_tokens(rows: Rows) -> dict[str, float | None]:
+    """lp_low_tokens, lp_high_tokens: share of all clipped tokens of the run that are improbable.
+
+    `lp_low` and `lp_high` of a summary are means over rollouts instead, in which a rollout with few clipped tokens
+    counts as much as one with many. Needs `groups_kept`, to which the number of trained tokens is proportional.
+    """
+    shares: dict[str, float | None] = {}
+    for branch in ("low", "high"):
+        weights = [row["groups_kept"] * row[f"clip_{branch}"] for row in rows if f"lp_{branch}" in row]
+        values = [row[f"lp_{branch}"] for row in rows if f"lp_{branch}" in row]
+        shares[f"lp_{branch}_tokens"] = float(np.average(values, weights=weights)) if values else None
+    return shares
+
+
 def entropy_shape(start: float | None, end: float | None) -> dict[str, float | None]:
     """entropy_change = end - start (nats) and entropy_kept = end / start."""
     if start is None or end is None:
@@ -71,8 +85,6 @@ def summarise(rows: Rows, config: RLConfig) -> dict[str, Any]:
     reached, entropy = at_reward(rows, "entropy", config.matched_reward)
     summary |= {"rollouts_to_reward": reached, "entropy_at_reward": entropy}
     summary |= {name: window_mean(rows, name, 0, last) for name in (*BRANCH_METRICS, "grad_norm", "ppo_kl")}
-    summary["clip_high_early"] = window_mean(rows, "clip_high", *config.early)
-    summary["lp_high_early"] = window_mean(rows, "lp_high", *config.early)
     summary["log_grad_norm_spike"] = log_spike(rows, "grad_norm_max")
     summary["log_ratio_spike"] = log_spike(rows, "ratio_max")
     for name in ("grad_norm_max", "ratio_max", "gap_max"):

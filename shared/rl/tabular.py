@@ -26,7 +26,7 @@ from shared.rl.inputs import LossInputs
 from shared.rl.losses import PolicyLoss
 from shared.rl.mechanism import BranchObserver, Observer, mechanism_summary
 from shared.rl.metrics import Meter, clip_metrics, entropy_and_surplus
-from shared.rl.summary import BRANCH_METRICS, entropy_shape, window_mean
+from shared.rl.summary import BRANCH_METRICS, entropy_shape, lp_by_tokens, window_mean
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def rollout_row(world: TabularBandit, rollout: int, observe: Observer | None = N
     }
     meter = Meter()
     keep_G = mixed_groups(said_GN)
+    row["groups_kept"] = float(keep_G.sum())
     adv_GN = group_advantages(2 * said_GN - 1)[keep_G]
     tokens_GNP = tokens_BP.view(c.groups, c.samples, -1)[keep_G]
     logp_old_BP = world.logp(tokens_GNP.flatten(0, 1))
@@ -186,8 +187,8 @@ def tabular_summary(rows: list[dict[str, float]], config: TabularConfig) -> dict
     summary |= entropy_shape(rows[0]["entropy"], summary["entropy_end"])
     summary["entropy_mean"] = window_mean(rows, "entropy", 0, last)
     summary["reward_end"] = window_mean(rows, "true_reward", last - 4, last)
-    for name in BRANCH_METRICS:
-        summary[name] = window_mean(rows, name, 0, last)
+    summary |= {name: window_mean(rows, name, 0, last) for name in BRANCH_METRICS}
+    summary |= lp_by_tokens(rows)
     reached = [row for row in rows if row["true_reward"] >= config.matched_reward]
     summary["rollouts_to_reward"] = reached[0]["step"] if reached else None
     summary["entropy_at_reward"] = reached[0]["entropy"] if reached else None

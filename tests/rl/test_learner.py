@@ -17,7 +17,7 @@ from shared.megatron.model import ModelConfig, build_model, forward_logits, unti
 from shared.rl.config import OptimizerConfig, RLConfig
 from shared.rl.learner import Learner, response_logits
 from shared.rl.losses import NoClip, PPOClip
-from shared.rl.paired import PairedConfig, paired_test
+from shared.rl.paired import MechanismConfig, PairedConfig, mechanism_run, paired_test
 from shared.rl.pipeline import Terms
 from shared.rl.replay import stored_rollout
 from shared.rl.rollout import Collector, pad_batch
@@ -233,18 +233,14 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(tmp_path):
         train_rl(run)
 
 
-def test_paired_test_gives_equal_rules_equal_changes_and_leaves_the_policy_alone(tmp_path):
-    rules = {"a": {"loss": PPOClip(0.2, 0.2, 10.0)}, "b": {"loss": PPOClip(0.2, 0.2, 10.0)}, "free": {"loss": NoClip()}}
-    conf = PairedConfig(config(task=FirstTokenEven()), 1, 2, rules, {"same": {"a": 1.0, "b": -1.0}}, probe_prompts=4)
-    with PairedRun.open(tmp_path / "run", conf, 0) as run:
-        summary = paired_test(run)
-        rows = run.rows()
-    assert summary["diff_same"] == 0
-    assert summary["change_a"] != 0
-    assert rows[0]["entropy_before"] == rows[1]["entropy_before"]
+RULES = {"a": {"loss": PPOClip(0.2, 0.2, 10.0)}, "b": {"loss": PPOClip(0.2, 0.2, 10.0)}, "free": {"loss": NoClip()}}
 
 
 class PairedRun(Run):
+    """As `Run`, for configs that hold an RLConfig as `base`; stops once `polls` questions were asked."""
+
+    polls = 10**9
+
     def artifact(self, name: str):
         path = self.dir / name
         path.mkdir(exist_ok=True)
@@ -252,4 +248,70 @@ class PairedRun(Run):
         return path
 
     def stop_requested(self) -> bool:
-        return False
+        self.polls -= 1
+        return self.polls == 0
+
+
+def test_paired_test_gives_equal_rules_equal_changes(tmp_path):
+    conf = PairedConfig(config(task=FirstTokenEven()), 1, 2, RULES, {"same": {"a": 1.0, "b": -1.0}}, probe_prompts=4)
+    with PairedRun.open(tmp_path / "run", conf, 0) as run:
+        summary = paired_test(run)
+    assert summary["diff_same"] == 0
+    assert summary["change_a"] != 0
+    assert summary["change_a"] != summary["change_free"]
+
+
+PAIRED = PairedConfig(config(task=FirstTokenEven()), 3, 3, RULES, {"same": {"a": 1.0, "b": -1.0}}, probe_prompts=4)
+MECHANISM = MechanismConfig(config(task=FirstTokenEven(), epochs=4, optimizer=OptimizerConfig(3e-3, 5e-2)), 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("conf", "function"), [(PAIRED, paired_test), (MECHANISM, mechanism_run)], ids=["pair", "mech"]
+)
+def test_stopped_in_preparation_and_at_a_probe_ends_with_the_same_bytes(tmp_path, conf, function):
+    with PairedRun.open(tmp_path / "whole", conf, 0) as run:
+        want = function(run)
+    with PairedRun.open(tmp_path / "run", conf, 0) as run:
+        run.polls = 2
+        with pytest.raises(Interrupted, match="preparing"):
+            function(run)
+        assert list(run.checkpoints.iterdir())
+    with PairedRun.open(tmp_path / "run", conf, 0) as run:
+        run.polls = conf.rollouts_before - 2 + 1
+        with pytest.raises(Interrupted, match="probe"):
+            function(run)
+    with PairedRun.open(tmp_path / "run", conf, 0) as run:
+        assert function(run) == want
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_mechanism_totals_are_sums_over_observed_rollouts(tmp_path):
+    with PairedRun.open(tmp_path / "run", MECHANISM, 0) as run:
+        summary, rows = mechanism_run(run), run.rows()
+    assert summary["rollouts"] == len(rows) == 3
+    for branch in ("low", "high"):
+        tokens = sum(row[f"tokens_{branch}"] for row in rows)
+        assert summary[f"tokens_{branch}"] == tokens
+        assert summary[f"clip_{branch}"] == pytest.approx(tokens / sum(row["tokens"] for row in rows))
+        total = sum(row[f"first_order_{branch}"] for row in rows)
+        assert summary[f"first_order_{branch}_per_rollout"] == pytest.approx(total / 3)
+        assert summary[f"worst_error_{branch}"] < 1e-3
+    assert summary["tokens_low"] + summary["tokens_high"] > 0
+
+
+def test_metrics_of_an_update_agree_with_a_recount():
+    conf = config(minibatches=1, epochs=2)
+    batch, learner = stored_rollout(conf, 0), learner_of(conf)
+    before_BT = learner.score(batch)[0]
+    learner.config = replace(conf, epochs=1)
+    learner.update(batch, seed=0, rollout=0)
+    after_BT = learner.score(batch)[0]
+    fresh = learner_of(conf)
+    metrics = fresh.update(batch, seed=0, rollout=0)
+    valid_BT = batch.mask_BT.bool()
+    log_ratio = (after_BT - before_BT)[valid_BT]
+    assert metrics["ppo_kl"] == pytest.approx(-log_ratio.mean().item() / 2, abs=1e-5)
+    adv = batch.advantages_B[:, None].expand_as(before_BT)[valid_BT]
+    clipped = ((log_ratio.exp() < 0.8) & (adv < 0)).double().mean().item()
+    assert metrics["clip_low"] == pytest.approx(clipped / 2, abs=1e-9)
+    assert metrics["ratio_max"] == pytest.approx(log_ratio.exp().max().item(), rel=1e-4)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from papers.cegppo.experiment import EXPERIMENT, RULES, full_arms, map_cells, tabular_arms
-from shared.experiment.claims import validate
+from papers.cegppo.experiment import EXPERIMENT, RULES, map_cells, tabular_arms
+from shared.experiment.claims import fixed_before, validate
+from shared.experiment.results import Results
 from shared.rl.losses import PPOClip, policy_losses
 from shared.rl.regime_map import run_cell
 from shared.rl.tabular import train_tabular
@@ -22,17 +23,30 @@ def test_every_arm_uses_the_papers_constants():
     assert RULES["dapo"][0] == PPOClip(0.2, 0.28, 10.0)
     for name, (loss, eps_high) in RULES.items():
         assert getattr(loss, "clip_ratio_c", 10.0) == 10.0
-        assert getattr(loss, "eps_high", eps_high) == eps_high
+        range_ = (0.2, 0.28) if name in ("dapo", "gppo") else (0.2, 0.2)
+        assert eps_high == range_[1]
+        if name != "no_clip":
+            assert (loss.eps_low, loss.eps_high) == range_
         if name.startswith("ce_"):
             assert (loss.beta1, loss.beta2) == tuple(float(x) for x in name.split("_")[1:])
 
 
-def test_arms_of_a_study_differ_in_the_rule_alone():
-    arms = full_arms()
+@pytest.mark.parametrize("study", ["tabular", "full", "uniform", "reuse", "plain"])
+def test_arms_of_a_study_differ_in_the_rule_alone(study):
+    arms = next(one for one in EXPERIMENT.studies if one.name == study).arms
     for arm in arms.values():
         for name in arm.__dataclass_fields__:
-            if name not in ("loss", "eps_high", "terms"):
+            if name not in ("loss", "eps_high", "terms", "entropy_coef"):
                 assert getattr(arm, name) == getattr(arms["grpo"], name)
+
+
+def test_committed_runs_began_after_their_claims_were_fixed():
+    results = Results.committed("cegppo", "proxy")
+    for claim in EXPERIMENT.claims:
+        for arm in claim.contrast:
+            if claim.study in results.studies() and arm in results.arms(claim.study):
+                for provenance in results.provenance(claim.study, arm).values():
+                    assert fixed_before(claim, provenance), (claim.id, arm)
 
 
 def test_judged_seeds_stay_below_the_free_ones():
