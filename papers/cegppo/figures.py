@@ -54,6 +54,7 @@ OUTCOME = {
     "final_pass@1": Column("pass@1"),
     "final_pass@8": Column("pass@8"),
 }
+SHARE = "lp_high_tokens"
 CONTRASTS = {
     "dapo_minus_grpo": "DAPO - GRPO",
     "beta1_0_to_1": "beta1: CE(1,1) - CE(0,1)",
@@ -81,19 +82,35 @@ def neural_table(study: str):
     return table
 
 
+def context_table(results: Results) -> str:
+    """What stands beside every statement on entropy: how much was clipped, how improbable it was, sign and reward."""
+    parts = []
+    for study, regime in (
+        ("tabular", "T"),
+        ("full", "H"),
+        ("uniform", "U"),
+        ("reuse", "H, 4 x 4"),
+        ("plain", "plain, 4 x 4"),
+    ):
+        if study in results.studies():
+            labels = {arm: f"{regime}: {LABELS[arm]}" for arm in ("grpo", "ce_0.5_1", "ce_1_1")}
+            parts.append(arm_table(results, study, CLIP | {"reward_end": Column("reward, end")}, labels))
+    if not parts:
+        raise MissingRecords("no study has records yet: run or promote one")
+    head, *rest = parts
+    return "\n".join([head, *("\n".join(part.splitlines()[2:]) for part in rest)])
+
+
 def mechanism_table(results: Results) -> str:
     """Branch sums against finite differences."""
     columns = {
-        "first_order_low": Column("low branch, first order (1e-3)", 1e3),
-        "finite_difference_low": Column("finite difference", 1e3),
-        "first_order_high": Column("high branch, first order (1e-3)", 1e3),
-        "finite_difference_high": Column("finite difference", 1e3),
-        "lp_low": Column("LP share low"),
-        "lp_high": Column("LP share high"),
-        "tokens_low": Column("tokens low"),
-        "tokens_high": Column("tokens high"),
+        "first_order_low_per_rollout": Column("low branch, first order", 1e3),
+        "finite_difference_low_per_rollout": Column("finite difference", 1e3),
+        "first_order_high_per_rollout": Column("high branch, first order", 1e3),
+        "finite_difference_high_per_rollout": Column("finite difference", 1e3),
+        "rollouts": Column("rollouts"),
     }
-    return arm_table(results, "mechanism", columns)
+    return arm_table(results, "mechanism", columns | CLIP | {"reward": Column("reward")})
 
 
 def paired_table(results: Results) -> str:
@@ -105,24 +122,28 @@ def paired_table(results: Results) -> str:
 def map_table(results: Results) -> str:
     """All cells of the regime map, with the rank correlation that the figure shows."""
     columns = {"entropy_start": Column("start entropy")} | {k: Column(v) for k, v in CONTRASTS.items()}
+    columns |= {"lp_high_tokens": Column("LP share high, by tokens")}
     table = arm_table(results, "map", columns | CLIP | {"reward_end": Column("true reward, end")})
     return f"{table}\n\n{correlation_text(results)}"
 
 
 def correlation_text(results: Results) -> str:
-    """Spearman's rank correlation over cells between the LP share of clipped positive tokens and each effect."""
+    """Spearman's rank correlation over cells between the LP share of clipped positive tokens and each effect.
+
+    Descriptive: it has no interval and no verdict.
+    """
     from scipy.stats import spearmanr
 
-    cells = [cell for cell in results.arms("map") if _mean(results, cell, "lp_high") is not None]
+    cells = [cell for cell in results.arms("map") if _mean(results, cell, SHARE) is not None]
     if len(cells) < 5:
         return f"Rank correlations need 5 cells or more; {len(cells)} are here."
-    share = [_mean(results, cell, "lp_high") for cell in cells]
+    share = [_mean(results, cell, SHARE) for cell in cells]
     parts = []
     for name in ("beta2_at_beta1_1", "beta2_at_beta1_0", "dapo_minus_grpo", "beta1_0_to_1"):
         found: Any = spearmanr(share, [_mean(results, cell, name) for cell in cells])
         parts.append(f"{CONTRASTS[name]} {number_text(float(found.statistic))}")
     return (
-        f"Spearman correlation with the LP share of clipped positive tokens over {len(cells)} cells: "
+        f"Spearman correlation with the LP share of clipped positive tokens over {len(cells)} cells (descriptive, no verdict): "
         + "; ".join(parts)
         + "."
     )
@@ -150,18 +171,19 @@ def _scatter(axis: Axes, results: Results, metric: str, title: str) -> None:
     axis.axhline(0, color="#444444", linewidth=1)
     axis.axvline(0.5, color="#BBBBBB", linewidth=1, linestyle=(0, (4, 3)))
     for cell in results.arms("map"):
-        share, effects = _mean(results, cell, "lp_high"), _values(results, cell, metric)
+        share, effects = _mean(results, cell, SHARE), _values(results, cell, metric)
         if share is None or len(effects) < 2:
             continue
         estimate = paired_t(effects)
         mean, high = estimate.effect or 0.0, estimate.high or 0.0
         named = cell in ("base", "zipf_0", "zipf_1", "lr_0.03", "verifier_exact", "verifier_coin", "sgd_lr_10")
-        colour = PALETTE[0] if mean > 0 else PALETTE[1]
-        axis.errorbar([share], [mean], yerr=[high - mean], fmt="o", color=colour, markersize=5, linewidth=1.2)
+        half = high - mean
+        colour = "#999999" if abs(mean) <= half else PALETTE[0] if mean > 0 else PALETTE[1]
+        axis.errorbar([share], [mean], yerr=[half], fmt="o", color=colour, markersize=5, linewidth=1.2)
         if named:
             axis.annotate(cell, (share, mean), xytext=(5, 5), textcoords="offset points", fontsize=8, color="#444444")
     axis.set_title(title, loc="left")
-    axis.set_xlabel("share of clipped A > 0 tokens that are improbable")
+    axis.set_xlabel("improbable share of clipped A > 0 tokens (GRPO)")
 
 
 def paired_figure(results: Results) -> Figure:
@@ -201,6 +223,7 @@ def key_claims(results: Results) -> list[ClaimResult]:
 
 TABLES = {
     "key": lambda results: claims_table(key_claims(results)),
+    "context": context_table,
     "mechanism": mechanism_table,
     "tabular": tabular_table,
     "map": map_table,

@@ -92,7 +92,9 @@ def test_everything_is_written_from_the_records(promoted):
     assert readme.endswith("The end.\n")
     root = (promoted / "README.md").read_text()
     assert "![claims](results/toy/proxy/figures/claims.svg)" in root
-    assert "| [toy](papers/toy) A toy | [2501.00001](https://arxiv.org/abs/2501.00001) | 1 | 1 | 0 |" in root
+    assert (
+        "| [toy](papers/toy) A toy | [2501.00001](https://arxiv.org/abs/2501.00001) | 1 + 0 | 1 + 0 | 0 + 0 |" in root
+    )
     assert "headline 10, grid 1,200" in root
     assert "## [toy](toy)" in (promoted / "papers/README.md").read_text()
     verdicts = [entry["verdict"] for entry in json.loads((promoted / "results/toy/proxy/claims.json").read_text())]
@@ -121,7 +123,7 @@ def test_a_second_time_nothing_changes(promoted, capsys):
 )
 def test_a_number_changed_by_hand_is_found(promoted, capsys, name):
     path = promoted / name
-    text = path.read_text().replace("0.504", "0.604", 1).replace("| 1 | 1 |", "| 2 | 0 |")
+    text = path.read_text().replace("0.504", "0.604", 1).replace("| 1 + 0 | 1 + 0 |", "| 2 + 0 | 0 + 0 |")
     path.write_text(text.replace("<svg", "<svg data-edited='yes'"))
     assert not tables(check=True, root=promoted)
     assert f"differs: {name}" in capsys.readouterr().out
