@@ -142,11 +142,8 @@ def correlation_text(results: Results) -> str:
     for name in ("beta2_at_beta1_1", "beta2_at_beta1_0", "dapo_minus_grpo", "beta1_0_to_1"):
         found: Any = spearmanr(share, [_mean(results, cell, name) for cell in cells])
         parts.append(f"{CONTRASTS[name]} {number_text(float(found.statistic))}")
-    return (
-        f"Spearman correlation with the LP share of clipped positive tokens over {len(cells)} cells (descriptive, no verdict): "
-        + "; ".join(parts)
-        + "."
-    )
+    head = f"Spearman correlation with the LP share of clipped positive tokens over {len(cells)} cells"
+    return f"{head} (descriptive, no verdict): {'; '.join(parts)}."
 
 
 def _values(results: Results, cell: str, metric: str) -> list[float]:
