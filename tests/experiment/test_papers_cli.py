@@ -38,7 +38,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def test_the_words_of_run_become_a_selection(calls: dict[str, Any], tmp_path: Path) -> None:
+def test_the_words_of_run_become_a_selection(
+    calls: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cli.sys, "prefix", "elsewhere")
     words = ["run", "toylab", "--study", "cold", "--arm", "fast", "--seed", "3", "--seed", "4", "--out", str(tmp_path)]
     assert _cli.main([*words, "--set", "noise.scale=0.5", "--set", "mode=a=b", "--workers", "2"]) == 0
     (_, scale, selection, out), named = calls["run_experiment"]
@@ -47,6 +50,9 @@ def test_the_words_of_run_become_a_selection(calls: dict[str, Any], tmp_path: Pa
     assert selection.overrides == {"noise.scale": "0.5", "mode": "a=b"}
     assert not selection.whole_grid
     assert named["go_on"].startswith("python -m papers run toylab --study cold")
+    monkeypatch.setattr(_cli.sys, "prefix", str(_cli.ROOT / ".nox" / "core"))
+    assert _cli.main(["run", "toylab", "--seed", "3"]) == 0
+    assert calls["run_experiment"][1]["go_on"] == "nox -s reproduce-toylab -- --seed 3"
     assert calls["report"][0][1:] == ("proxy", tmp_path, False)
 
 
