@@ -50,10 +50,10 @@ def test_the_words_of_run_become_a_selection(
     assert selection.overrides == {"noise.scale": "0.5", "mode": "a=b"}
     assert not selection.whole_grid
     assert named["go_on"].startswith("python -m papers run toylab --study cold")
+    assert calls["report"][0][1:] == ("proxy", tmp_path, False)
     monkeypatch.setattr(_cli.sys, "prefix", str(_cli.ROOT / ".nox" / "core"))
     assert _cli.main(["run", "toylab", "--seed", "3"]) == 0
     assert calls["run_experiment"][1]["go_on"] == "nox -s reproduce-toylab -- --seed 3"
-    assert calls["report"][0][1:] == ("proxy", tmp_path, False)
 
 
 @pytest.mark.parametrize(
