@@ -220,6 +220,8 @@ REPLAY_OPTIMIZER = OptimizerConfig(body_lr=3e-4, head_lr=3e-3, warmup_rollouts=0
 """Steps large enough that the stored rollouts are clipped on both sides."""
 TINY_REPLAY = {"rollouts": 20, "prompts": 8, "minibatches": 4}
 
+CURVES = ("entropy", "reward", "clip_low", "clip_high", "lp_high", "positive_share")
+
 STUDIES = (
     Study(
         name="mechanism",
@@ -244,6 +246,7 @@ STUDIES = (
         headline=Grid(TWENTY, arms=tuple(arm for arm in tabular_arms() if arm not in ("gppo", "no_clip"))),
         cost_cpu_s=0.9,
         canary="ce_0.5_1",
+        curves=("entropy", "true_reward", "clip_low", "clip_high", "lp_high"),
     ),
     Study(
         name="map",
@@ -257,6 +260,7 @@ STUDIES = (
         headline=Grid(EIGHT, arms=("base", "zipf_0", "lr_0.03", "verifier_exact")),
         cost_cpu_s=3,
         canary="base",
+        curves=("entropy_start", "entropy_end"),
     ),
     Study(
         name="paired",
@@ -276,6 +280,7 @@ STUDIES = (
         headline=Grid(FIVE, arms=ORDER),
         artifacts=("styled_sft",),
         cost_cpu_s=40,
+        curves=CURVES,
     ),
     Study(
         name="uniform",
@@ -285,6 +290,7 @@ STUDIES = (
         scales={"proxy": Grid(FIVE)},
         artifacts=("styled_sft",),
         cost_cpu_s=40,
+        curves=CURVES,
     ),
     Study(
         name="reuse",
@@ -294,6 +300,7 @@ STUDIES = (
         scales={"proxy": Grid(FIVE)},
         artifacts=("styled_sft",),
         cost_cpu_s=40,
+        curves=CURVES,
     ),
     Study(
         name="plain",
@@ -303,6 +310,7 @@ STUDIES = (
         scales={"proxy": Grid(FIVE)},
         artifacts=("plain_sft",),
         cost_cpu_s=130,
+        curves=CURVES,
     ),
     Study(
         name="replay",

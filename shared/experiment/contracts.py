@@ -70,7 +70,8 @@ class Study:
     `arms` maps a name to a frozen dataclass, printed whole into each record. `headline` is the part of
     `scales["proxy"]` that the default command runs; `None` means that only `--all` runs the study.
     `cost_cpu_s` is the expected cost of one run at proxy scale, for the first estimate of the remaining time.
-    `canary` names the arm whose first steps CI replays.
+    `canary` names the arm whose first steps CI replays. `curves` names the metrics whose rows are committed when the
+    study is promoted, all of them when empty; summaries are always committed whole.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Study:
     artifacts: tuple[str, ...] = ()
     cost_cpu_s: float = 1.0
     canary: str | None = None
+    curves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

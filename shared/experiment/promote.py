@@ -30,7 +30,7 @@ from shared.experiment.records import RecordDamaged
 from shared.experiment.results import ARM_FILE, CURVES_FILE, ROOT, RUNS_FILE, Results, Row, to_columns
 
 MIN_ROWS, MAX_ROWS = 12, 200
-CURVE_BYTES = 300_000
+CURVE_BYTES = 240_000
 BYTES_A_VALUE = 1.8
 
 
@@ -155,7 +155,8 @@ def _write_arm(target: Path, fresh: Results, experiment: Experiment, study: Stud
         hashes = provenance["claims_hash"] or {}
         provenance["claims_hash"] = {name: value for name, value in hashes.items() if name in claims}
         runs.append({"seed": seed, "summary": summaries[seed], "cost": cost[seed], "provenance": provenance})
-        rows = thin(curves[seed], rows_a_run(experiment, fresh.scale, curves[seed]))
+        rows = _of_interest(study, curves[seed])
+        rows = thin(rows, rows_a_run(experiment, fresh.scale, rows))
         columns.append({"seed": seed, "columns": to_columns([_rounded(row) for row in rows])})
     content = {RUNS_FILE: _lines(runs), CURVES_FILE: _lines(columns)}
     head = {
@@ -177,6 +178,13 @@ def _write_arm(target: Path, fresh: Results, experiment: Experiment, study: Stud
         (building / name).write_bytes(_compressed(text))
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)
+
+
+def _of_interest(study: Study, rows: list[Row]) -> list[Row]:
+    """Rows with the metrics that the study wants to be committed."""
+    if not study.curves:
+        return rows
+    return [{name: row[name] for name in ("step", *study.curves) if name in row} for row in rows]
 
 
 def rows_a_run(experiment: Experiment, scale: str, rows: list[Row]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared.experiment import promote as promotion
 from shared.experiment.claims import evaluate_all
+from shared.experiment.contracts import Study
 from shared.experiment.promote import promote, thin
 from shared.experiment.records import RecordDamaged
 from shared.experiment.results import Results
@@ -160,8 +162,15 @@ def test_only_hashes_of_claims_that_the_arm_serves_are_kept(clone):
     assert [result.verdict for result in evaluate_all(experiment, committed(clone))] == ["reproduced"] * 2
 
 
-@pytest.mark.parametrize(("runs", "metrics", "rows"), [(10, 2, 200), (600, 17, 16), (600, 60, 12)])
+@pytest.mark.parametrize(("runs", "metrics", "rows"), [(10, 2, 200), (600, 17, 13), (600, 60, 12)])
 def test_many_runs_share_the_budget_for_curves(runs, metrics, rows):
     experiment = toy_experiment(seeds=tuple(range(runs // 2)))
     row = {f"metric{index}": 0.0 for index in range(metrics)}
     assert promotion.rows_a_run(experiment, "proxy", [row]) == rows
+
+
+def test_only_the_curves_of_interest_are_kept():
+    study = Study("s", "?", {"a": None}, run=lambda context: {}, scales={}, curves=("entropy",))
+    rows = [{"step": 0.0, "entropy": 1.0, "noise": 2.0}, {"step": 1.0, "noise": 3.0}]
+    assert promotion._of_interest(study, rows) == [{"step": 0.0, "entropy": 1.0}, {"step": 1.0}]
+    assert promotion._of_interest(replace(study, curves=()), rows) == rows
