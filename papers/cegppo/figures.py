@@ -55,6 +55,7 @@ OUTCOME = {
     "final_pass@8": Column("pass@8"),
 }
 SHARE = "lp_high_tokens"
+ZIPF = ("zipf_0", "zipf_1", "zipf_1.5", "base", "zipf_2.5", "zipf_3")
 CONTRASTS = {
     "dapo_minus_grpo": "DAPO - GRPO",
     "beta1_0_to_1": "beta1: CE(1,1) - CE(0,1)",
@@ -134,16 +135,22 @@ def correlation_text(results: Results) -> str:
     """
     from scipy.stats import spearmanr
 
-    cells = [cell for cell in results.arms("map") if _mean(results, cell, SHARE) is not None]
+    cells = [cell for cell in results.arms("map") if _share(results, cell) is not None]
     if len(cells) < 5:
         return f"Rank correlations need 5 cells or more; {len(cells)} are here."
-    share = [_mean(results, cell, SHARE) for cell in cells]
+    share = [_share(results, cell) for cell in cells]
     parts = []
     for name in ("beta2_at_beta1_1", "beta2_at_beta1_0", "dapo_minus_grpo", "beta1_0_to_1"):
         found: Any = spearmanr(share, [_mean(results, cell, name) for cell in cells])
         parts.append(f"{CONTRASTS[name]} {number_text(float(found.statistic))}")
     head = f"Spearman correlation with the LP share of clipped positive tokens over {len(cells)} cells"
     return f"{head} (descriptive, no verdict): {'; '.join(parts)}."
+
+
+def _share(results: Results, cell: str) -> float | None:
+    """LP share of a cell, if every seed has clipped tokens."""
+    seeds = [seed for seed in results.seeds("map", cell) if seed < FIRST_FREE_SEED]
+    return _mean(results, cell, SHARE) if len(_values(results, cell, SHARE)) == len(seeds) else None
 
 
 def _values(results: Results, cell: str, metric: str) -> list[float]:
@@ -166,14 +173,16 @@ def map_figure(results: Results) -> Figure:
 
 def _scatter(axis: Axes, results: Results, metric: str, title: str) -> None:
     axis.axhline(0, color="#444444", linewidth=1)
-    axis.axvline(0.5, color="#BBBBBB", linewidth=1, linestyle=(0, (4, 3)))
+    series = [cell for cell in ZIPF if cell in results.arms("map") and _share(results, cell) is not None]
+    places = [(_share(results, cell), _mean(results, cell, metric)) for cell in series]
+    axis.plot(*zip(*places, strict=True), color="#CC79A7", linewidth=1.2, zorder=1)
     for cell in results.arms("map"):
-        share, effects = _mean(results, cell, SHARE), _values(results, cell, metric)
+        share, effects = _share(results, cell), _values(results, cell, metric)
         if share is None or len(effects) < 2:
             continue
         estimate = paired_t(effects)
         mean, high = estimate.effect or 0.0, estimate.high or 0.0
-        named = cell in ("base", "zipf_0", "zipf_1", "lr_0.03", "verifier_exact", "verifier_coin", "sgd_lr_10")
+        named = cell in ("base", "zipf_0", "zipf_1", "zipf_1.5", "verifier_exact", "minibatches_16", "sgd_lr_10")
         half = high - mean
         colour = "#999999" if abs(mean) <= half else PALETTE[0] if mean > 0 else PALETTE[1]
         axis.errorbar([share], [mean], yerr=[half], fmt="o", color=colour, markersize=5, linewidth=1.2)
