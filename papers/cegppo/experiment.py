@@ -233,6 +233,7 @@ STUDIES = (
         artifacts=("styled_sft",),
         cost_cpu_s=10,
         canary="T",
+        curves=("first_order_low", "first_order_high"),
     ),
     Study(
         name="tabular",
@@ -270,6 +271,7 @@ STUDIES = (
         scales={"smoke": Grid((0,), arms=("H_12",), overrides=TINY_PAIRED), "proxy": Grid(FIVE)},
         artifacts=("styled_sft",),
         cost_cpu_s=40,
+        curves=tuple(f"diff_{name}" for name in CONTRASTS),
     ),
     Study(
         name="full",

@@ -240,7 +240,7 @@ TABLES = {
     "plain": neural_table("plain"),
 }
 FIGURES = {
-    "key": lambda results: forest(key_claims(results)),
+    "claims": lambda results: forest(key_claims(results)),
     "entropy_T": entropy_figure("tabular", {"entropy": "T: entropy, nats per token", "true_reward": "T: true reward"}),
     "entropy_H": entropy_figure("full", {"entropy": "H: entropy, nats per token", "reward": "H: pass rate"}),
     "reuse": entropy_figure("reuse", {"entropy": "H, 4 epochs x 4: entropy", "reward": "pass rate"}),

@@ -30,7 +30,7 @@ from shared.experiment.records import RecordDamaged
 from shared.experiment.results import ARM_FILE, CURVES_FILE, ROOT, RUNS_FILE, Results, Row, to_columns
 
 MIN_ROWS, MAX_ROWS = 12, 200
-CURVE_BYTES = 240_000
+CURVE_BYTES = 200_000
 BYTES_A_VALUE = 1.8
 
 
