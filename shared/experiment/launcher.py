@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.experiment import artifacts, codehash, progress, provenance, worker
+from shared.experiment import artifacts, codehash, progress, provenance, warm, worker
 from shared.experiment.claims import claims_hash, validate
 from shared.experiment.contracts import Artifact, AssayError, Experiment, Study
 from shared.experiment.cores import available_cores
@@ -89,7 +89,7 @@ def run_experiment(
     built = _built(experiment, todo, scale, console)
     entries = _entries(experiment, todo, scale, addresses, built)
     reached = {name for study in _studies(todo) for name in codehash.reached_modules(experiment.paper, study)}
-    preload = [worker.__name__, *sorted(reached)]
+    preload = [worker.__name__, *sorted(reached), warm.__name__]
     console.print(f"Workers: {workers}. Records: {root}", highlight=False, soft_wrap=True)
     with progress.display(console, entries, workers) as observer:
         finished = Pool(entries, workers, preload, observer, built).run()

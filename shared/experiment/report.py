@@ -99,18 +99,19 @@ def _show(
 
     console = Console(highlight=False)
     compared = any(line.committed for line in lines)
-    table = Table(title=f"{experiment.paper} at {scale} scale", title_justify="left", title_style="bold")
+    title = f"{experiment.paper} at {scale} scale"
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.box, table.header_style = box.SIMPLE_HEAD, "bold"
-    table.add_column("claim", overflow="fold")
+    table.add_column("claim", no_wrap=True)
     for header in ("this run", *(("committed", "agrees") if compared else ())):
         table.add_column(header, no_wrap=True)
     judged = [line for line in lines if line.fresh.effect is not None]
     chosen = {result.claim.id for result in principal([line.fresh for line in judged])}
     shown = [line for line in judged if line.fresh.claim.id in chosen or line.status in ("drifted", "FAIL")]
     for line in shown:
-        cells = [line.fresh.claim.id, _cell(line.fresh)]
+        cells = [line.fresh.claim.id, _cell(line.fresh, compared)]
         if line.committed:
-            cells += [_cell(line.committed), f"[{STATUS_STYLES[line.status]}]{line.status}[/]"]
+            cells += [_cell(line.committed, compared), f"[{STATUS_STYLES[line.status]}]{line.status}[/]"]
         table.add_row(*cells)
     console.print()
     if shown:
@@ -138,8 +139,9 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _cell(result: ClaimResult) -> str:
-    numbers = _plain(result).replace("[", r"\[")
+def _cell(result: ClaimResult, stacked: bool) -> str:
+    """Effect, interval, verdict; effect and interval on two lines where two such columns must share 80 characters."""
+    numbers = _plain(result).replace(" [", "\n[" if stacked else " [").replace("[", r"\[")
     return f"{numbers}\n[{VERDICT_STYLES[result.verdict]}]{result.verdict}[/], n = {seeds_text(result)}"
 
 
