@@ -104,7 +104,7 @@ def _show(
     table.box, table.header_style = box.SIMPLE_HEAD, "bold"
     table.add_column("claim", no_wrap=True)
     for header in ("this run", *(("committed", "agrees") if compared else ())):
-        table.add_column(header, no_wrap=True)
+        table.add_column(header, no_wrap=True, min_width=len("identical"))
     judged = [line for line in lines if line.fresh.effect is not None]
     chosen = {result.claim.id for result in principal([line.fresh for line in judged])}
     shown = [line for line in judged if line.fresh.claim.id in chosen or line.status in ("drifted", "FAIL")]
