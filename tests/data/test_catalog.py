@@ -71,7 +71,7 @@ def test_entries_are_complete():
 @pytest.mark.parametrize("name", CATALOG)
 def test_sets_that_are_here_match_their_checksum(name):
     if catalog.find(CATALOG[name]) is None:
-        pytest.skip("not on this machine")
+        pytest.skip(f"data set {name} is not here: put it beside the clone or set ASSAY_DATA")
     resolve(name)
 
 
