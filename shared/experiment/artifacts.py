@@ -59,7 +59,7 @@ def config_at(artifact: Artifact, scale: str) -> Any:
 
 def address(artifact: Artifact, scale: str) -> str:
     """`<name>-<12 hex digits>` over name, config at this scale, and code."""
-    identity = [artifact.name, plain(config_at(artifact, scale)), function_hash(artifact.build)]
+    identity = [artifact.name, plain(config_at(artifact, scale), hashed=True), function_hash(artifact.build)]
     return f"{artifact.name}-{digest(identity)[:ADDRESS_LENGTH]}"
 
 

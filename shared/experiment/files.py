@@ -34,13 +34,25 @@ class Unwritable(AssayError):
     """A folder that the program must write to refuses."""
 
 
-def plain(value: Any, where: str = "config") -> Any:
+def added(default: Any) -> Any:
+    """A dataclass field that came after records were made without it.
+
+    A record prints it like any other; the hash leaves it out while it has its default, so that older records of the
+    same run stay valid.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def plain(value: Any, where: str = "config", *, hashed: bool = False) -> Any:
     """JSON value of a config; a dataclass becomes a dict with its class name under `__type__`.
+
+    `hashed` leaves `added` fields out that have their default.
 
     Raises `ConfigError` for functions, tensors and other things whose printed form would not say what they are.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        shown = [f for f in dataclasses.fields(value) if not (hashed and _left_out(f, getattr(value, f.name)))]
+        fields = {f.name: plain(getattr(value, f.name), f"{where}.{f.name}", hashed=hashed) for f in shown}
         return {"__type__": type(value).__name__, **fields}
     if isinstance(value, enum.Enum):
         return plain(value.value, where)
@@ -49,11 +61,11 @@ def plain(value: Any, where: str = "config") -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): plain(item, f"{where}.{key}", hashed=hashed) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [plain(item, f"{where}[{i}]", hashed=hashed) for i, item in enumerate(value)]
     if isinstance(value, set | frozenset):
-        return sorted(plain(item, where) for item in value)
+        return sorted(plain(item, where, hashed=hashed) for item in value)
     if isinstance(value, Path):
         return str(value)
     to_python: Any = getattr(value, "item", None)
@@ -64,6 +76,10 @@ def plain(value: Any, where: str = "config") -> Any:
     )
 
 
+def _left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    return bool(field.metadata.get("added")) and value == field.default
+
+
 def digest(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of a plain value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -71,8 +87,8 @@ def digest(value: Any) -> str:
 
 
 def config_hash(config: Any) -> str:
-    """Hash of a config as it is printed into `config.json`."""
-    return digest(plain(config))
+    """Hash of a config as it is printed into `config.json`, `added` fields at their defaults aside."""
+    return digest(plain(config, hashed=True))
 
 
 def sha256_file(path: Path) -> str:

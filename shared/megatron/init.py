@@ -1,6 +1,8 @@
-"""Process groups for one process, and Megatron's imports without their noise.
+"""Process groups for one process or many, and Megatron's imports without their noise.
 
-    device = initialize()          # the first GPU, else the CPU; calling it again is free
+    device = initialize()                          # one process: the first GPU, else the CPU; calling again is free
+    device = initialize(layout=Layout(tp=2))       # in each process that torchrun started
+    current_layout()                               # what build_model and the rest then follow
 
 A dense single process needs no patched torch: while it runs without dropout, the one place in Megatron that asks CUDA
 for a device is the rotary table, which `shared.megatron.spec` replaces.
@@ -9,6 +11,7 @@ for a device is the rotary table, which `shared.megatron.spec` replaces.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,26 +20,72 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from shared.megatron.layout import ImpossibleLayout, Layout
 
-def initialize(device: torch.device | str | None = None) -> torch.device:
-    """Set up process groups of world size 1 and return the device to build models on.
+_layout: Layout | None = None
 
-    `device` defaults to the first GPU when there is one, else the CPU. Groups that exist already are kept, whoever
-    made them. The store lives inside the process, so no port is opened and parallel processes cannot collide.
+
+def current_layout() -> Layout:
+    """The layout that `initialize` set up; one process if it was not called yet."""
+    return _layout or Layout()
+
+
+def initialize(device: torch.device | str | None = None, layout: Layout | None = None) -> torch.device:
+    """Set up Megatron's process groups and return the device to build models on.
+
+    `layout` defaults to the one set up before, else to one process. `device` defaults to this process's GPU when there
+    is one, else the CPU. A default group that exists is kept, whoever made it; without one, a single process keeps its
+    store inside (no port is opened, parallel processes cannot collide), and several read torchrun's environment.
+
+    Raises `ImpossibleLayout` if the number of processes differs from `layout.world_size`, or if other groups exist.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    global _layout
+    wanted = layout or current_layout()
     with quiet_imports():
         from megatron.core import parallel_state
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        hook = sys.excepthook
+        _join(wanted)
+    if dist.get_world_size() != wanted.world_size:
+        raise ImpossibleLayout(
+            f"layout {wanted} needs {wanted.world_size} processes and this group has {dist.get_world_size()}: start "
+            f"with torchrun --nproc-per-node {wanted.world_size}, or change the layout"
+        )
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=wanted.tp,
+            pipeline_model_parallel_size=wanted.pp,
+            virtual_pipeline_model_parallel_size=wanted.virtual_pp if wanted.virtual_pp > 1 else None,
+            context_parallel_size=wanted.cp,
+            expert_model_parallel_size=wanted.ep,
+            expert_tensor_parallel_size=1,
+        )
+        _layout = wanted
+    elif wanted != current_layout():
+        raise ImpossibleLayout(f"this process runs layout {current_layout()}; start another one for {wanted}")
+    return torch.device(device or _own_gpu() or "cpu")
+
+
+def _own_gpu() -> str | None:
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
+
+
+def _join(layout: Layout) -> None:
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    hook = sys.excepthook
+    if layout.world_size == 1:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-        # torch.distributed installs a hook that prefixes every line of every traceback with "[rank0]:".
-        sys.excepthook = hook
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel()
-    return device
+    elif "RANK" not in os.environ:
+        raise ImpossibleLayout(
+            f"layout {layout} needs {layout.world_size} processes: start with "
+            f"torchrun --nproc-per-node {layout.world_size}"
+        )
+    else:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(_own_gpu())
+        dist.init_process_group(backend)
+    # torch.distributed installs a hook that prefixes every line of every traceback with "[rank0]:".
+    sys.excepthook = hook
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.experiment.contracts import AssayError, NonFinite
-from shared.experiment.files import ConfigError, RunBusy, Unwritable, config_hash, plain
+from shared.experiment.files import ConfigError, RunBusy, Unwritable, added, config_hash, plain
 from shared.experiment.records import RunDirectory, set_reporter, status
 
 
@@ -239,3 +239,19 @@ def test_plain_tells_kinds_apart_and_refuses_functions() -> None:
 @given(st.dictionaries(st.text(min_size=1), st.floats(allow_nan=False, allow_infinity=False)))
 def test_plain_survives_json(values: dict[str, float]) -> None:
     assert json.loads(json.dumps(plain(values))) == values
+
+
+def test_a_field_added_later_leaves_the_hash_of_older_records_alone():
+    @dataclass(frozen=True)
+    class Before:
+        steps: int = 3
+
+    @dataclass(frozen=True)
+    class After:
+        steps: int = 3
+        bias: bool = added(False)
+
+    After.__name__ = "Before"
+    assert config_hash(After()) == config_hash(Before())
+    assert config_hash(After(bias=True)) != config_hash(Before())
+    assert plain([After()])[0]["bias"] is False
