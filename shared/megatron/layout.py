@@ -112,7 +112,7 @@ class Layout:
         stages = self.pp * self.virtual_pp
         if model.num_layers % stages:
             raise ImpossibleLayout(
-                f"num_layers={model.num_layers} is not a multiple of pp * virtual_pp = {stages}: choose one that divides"
+                f"num_layers={model.num_layers} is not a multiple of pp * virtual_pp = {stages}: choose a divisor"
             )
         experts = model.moe.num_experts if model.moe else 0
         if self.ep > 1 and not experts:
