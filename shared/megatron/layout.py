@@ -56,8 +56,8 @@ class Layout:
         inside = self.tp * self.cp * self.dp
         if inside % self.ep:
             raise ImpossibleLayout(
-                f"ep={self.ep} does not divide the {inside} processes of a pipeline stage (tp * cp * dp): raise dp to a "
-                "multiple, or lower ep"
+                f"ep={self.ep} does not divide the {inside} processes of a pipeline stage (tp * cp * dp): raise dp to "
+                "a multiple, or lower ep"
             )
 
     @property
