@@ -65,6 +65,16 @@ class Rollouts:
     prompt_lengths_N: torch.Tensor
     finish_reason_N: tuple[FinishReason, ...]
 
+    def select(self, rows_M: torch.Tensor) -> Rollouts:
+        """The given rows, in the order given."""
+        return Rollouts(
+            tokens_NT=self.tokens_NT[rows_M],
+            logprobs_NT=self.logprobs_NT[rows_M],
+            lengths_N=self.lengths_N[rows_M],
+            prompt_lengths_N=self.prompt_lengths_N[rows_M],
+            finish_reason_N=tuple(self.finish_reason_N[i] for i in rows_M.tolist()),
+        )
+
 
 class Engine(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int) -> Rollouts:

@@ -2,6 +2,8 @@
 
 Rows of a batch end in the same column: shorter prompts are padded on the left, and padding is masked. Every prompt
 token of a row keeps its own position, so the padding leaves no trace in the logits.
+
+Under tensor parallelism every rank decodes its heads and its slice of the MLPs, and all ranks get the same logits.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from shared.engines.contracts import UnsupportedModel
+from shared.megatron.init import current_layout
 from shared.megatron.model import config_of, output_weight
 from shared.megatron.spec import MLP, IdentityOp, RMSNorm, RotaryAttention, RotaryTable, SDPACoreAttention, rotate
 
@@ -51,6 +55,8 @@ class Decoder:
         self.model = model
         self.config = config_of(model)
         self.repeats = self.config.num_attention_heads // self.config.num_query_groups
+        self.ranks = _TensorRanks(model)
+        self.groups = self.config.num_query_groups // self.ranks.size
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +67,7 @@ class Decoder:
         config, columns = self.config, max(len(prompt) for prompt in prompts)
         padding = [columns - len(prompt) for prompt in prompts]
         tokens_BT = torch.tensor([[0] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)])
-        shape = (len(prompts), config.num_query_groups, columns + room, config.head_dim)
+        shape = (len(prompts), self.groups, columns + room, config.head_dim)
         dtype, device = self.model.embedding.word_embeddings.weight.dtype, self.device
         cache = Cache(
             keys=[torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)],
@@ -79,16 +85,16 @@ class Decoder:
         start, cache.end = cache.end, cache.end + tokens_BT.shape[1]
         cos, sin = self._rotation(start, cache)
         mask = _mask(start, cache)
-        x_BTH = F.embedding(tokens_BT, self.model.embedding.word_embeddings.weight)
+        x_BTH = self.ranks.embed(tokens_BT)
         for index, layer in enumerate(cast(Any, self.model.decoder.layers)):
             attention = layer.self_attention
             qkv = F.linear(layer.input_layernorm(x_BTH), attention.linear_qkv.weight)
             mixed = self._attend(attention, qkv, cos, sin, mask, (cache.keys[index], cache.values[index]), start)
-            x_BTH = x_BTH + F.linear(mixed, attention.linear_proj.weight)
+            x_BTH = x_BTH + self.ranks.sum(F.linear(mixed, attention.linear_proj.weight))
             gate, up = F.linear(layer.pre_mlp_layernorm(x_BTH), layer.mlp.linear_fc1.weight).chunk(2, -1)
-            x_BTH = x_BTH + F.linear(F.silu(gate) * up, layer.mlp.linear_fc2.weight)
+            x_BTH = x_BTH + self.ranks.sum(F.linear(F.silu(gate) * up, layer.mlp.linear_fc2.weight))
         last_BH = cast(RMSNorm, self.model.decoder.final_layernorm)(x_BTH[:, -1])
-        return F.linear(last_BH, output_weight(self.model)).float()
+        return self.ranks.join(F.linear(last_BH, output_weight(self.model))).float()
 
     def _attend(
         self,
@@ -104,7 +110,7 @@ class Decoder:
         keys, values = cache
         end = start + length
         # Megatron's layout: in every group the queries, then one key, one value.
-        qkv = qkv_BTF.view(batch, length, self.config.num_query_groups, self.repeats + 2, self.config.head_dim)
+        qkv = qkv_BTF.view(batch, length, self.groups, self.repeats + 2, self.config.head_dim)
         query, key = qkv[..., : self.repeats, :], qkv[..., self.repeats : self.repeats + 1, :]
         query, key = attention.q_layernorm(query), attention.k_layernorm(key)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
@@ -128,6 +134,42 @@ class Decoder:
             columns_T = torch.arange(start, cache.end, device=self.device)
             freqs = freqs_T11D[(columns_T - cache.padding_B[:, None]).clamp(min=0)]
         return freqs.cos(), freqs.sin()
+
+
+class _TensorRanks:
+    """Sums and slices over the tensor-parallel ranks; with one rank, nothing happens."""
+
+    def __init__(self, model: GPTModel):
+        self.size = current_layout().tp
+        self._table = cast(torch.nn.Parameter, model.embedding.word_embeddings.weight)
+        if self.size > 1:
+            from megatron.core import parallel_state
+
+            self._group = parallel_state.get_tensor_model_parallel_group()
+            self._first = dist.get_rank(self._group) * self._table.shape[0]
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """[B, T, H] from the slices of the vocabulary."""
+        if self.size == 1:
+            return F.embedding(tokens_BT, self._table)
+        own_BT = tokens_BT - self._first
+        elsewhere_BT = (own_BT < 0) | (own_BT >= self._table.shape[0])
+        x_BTH = F.embedding(own_BT.masked_fill(elsewhere_BT, 0), self._table)
+        return self.sum(x_BTH.masked_fill(elsewhere_BT[..., None], 0))
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` summed over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, group=self._group)
+        return x
+
+    def join(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        """The slices of the vocabulary side by side."""
+        if self.size == 1:
+            return logits_BV
+        parts = [torch.empty_like(logits_BV) for _ in range(self.size)]
+        dist.all_gather(parts, logits_BV.contiguous(), group=self._group)
+        return torch.cat(parts, -1)
 
 
 def _mask(start: int, cache: Cache) -> torch.Tensor | None:

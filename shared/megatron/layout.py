@@ -56,7 +56,7 @@ class Layout:
         inside = self.tp * self.cp * self.dp
         if inside % self.ep:
             raise ImpossibleLayout(
-                f"ep={self.ep} does not divide the {inside} processes of a pipeline stage (tp * cp * dp): raise dp to "
+                f"ep={self.ep} does not divide the {inside} processes of a stage (tp * cp * dp): raise dp to "
                 "a multiple, or lower ep"
             )
 

@@ -2,6 +2,8 @@
 
 learner = Learner(config, model)
 metrics = learner.update(batch, seed=0, rollout=3)      # epochs x minibatches optimiser steps
+
+Under data parallelism every rank calls it with the same batch and trains on its rows (`shared.rl.ranks`).
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from shared.rl.inputs import LossInputs
 from shared.rl.losses import MAX_LOG_RATIO
 from shared.rl.mechanism import Observer
 from shared.rl.metrics import Meter, clip_metrics, entropy_and_surplus, gap_summary, ratio_summary
-from shared.rl.pipeline import policy_loss
+from shared.rl.pipeline import PolicyLossResult, policy_loss
+from shared.rl.ranks import Rows
 from shared.rl.rollout import RolloutBatch
+from shared.rl.update import LocalUpdate, Update
 
 _FORWARD_ROWS = 128
 
@@ -42,11 +46,15 @@ def response_logits(model, batch: RolloutBatch, temperature: float) -> Tensor:
 
 
 class Learner:
-    """Holds the model and its optimiser; knows nothing of where batches come from."""
+    """Holds the model and its optimiser; knows nothing of where batches come from.
 
-    def __init__(self, config: RLConfig, model) -> None:
+    `update` takes the optimiser's steps; None is AdamW on the whole model in this process.
+    """
+
+    def __init__(self, config: RLConfig, model, update: Update | None = None) -> None:
         self.config, self.model = config, model
-        self.optimizer, self._peak = _optimizer(config, model)
+        self.optimizer = update or LocalUpdate(config.optimizer, model)
+        self.rows = Rows()
         self.device = next(model.parameters()).device
         self.updates = 0
         self._observe: Observer | None = None
@@ -63,14 +71,17 @@ class Learner:
     @torch.no_grad()
     def score(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of every response token, (B, T), 0 on padding."""
-        parts, batch = [], batch.to(self.device)
-        for rows in torch.arange(len(batch)).split(_FORWARD_ROWS):
+        batch = batch.to(self.device)
+        width = batch.mask_BT.shape[1]
+        parts = [(torch.zeros(0, width, device=self.device),) * 2]
+        for rows in torch.arange(len(batch))[self.rows.mine(len(batch))].split(_FORWARD_ROWS):
             part = batch.rows(rows)
             logp_BTV = response_logits(self.model, part, self.config.temperature).log_softmax(-1)
             logp_BT = logp_BTV.gather(-1, part.response_BT[..., None]).squeeze(-1)
             entropy_BT = -(logp_BTV.exp() * logp_BTV).sum(-1)
             parts.append((logp_BT * part.mask_BT, entropy_BT * part.mask_BT))
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        logp_BT, entropy_BT = (self.rows.gather(torch.cat(part), len(batch)) for part in zip(*parts, strict=True))
+        return logp_BT, entropy_BT
 
     def update(
         self, batch: RolloutBatch, *, seed: int, rollout: int, observe: Observer | None = None
@@ -106,73 +117,82 @@ class Learner:
         return [torch.from_numpy((p[:, None] * self.config.samples + offsets_N).ravel()) for p in parts if len(p)]
 
     def _step(self, batch, logp_old_BT, entropy_old_BT, meter: Meter, where: str) -> tuple[Tensor, float]:
-        c = self.config
-        logp_BTV = response_logits(self.model, batch, c.temperature).log_softmax(-1)
+        mine = self.rows.mine(len(batch))
+        loss, token_BT3 = None, torch.zeros(0, batch.mask_BT.shape[1], 3, device=self.device)
+        if mine.start < mine.stop:
+            part = batch.rows(mine)
+            logp_BTV = response_logits(self.model, part, self.config.temperature).log_softmax(-1)
+            inputs = self._inputs(part, logp_BTV, logp_old_BT[mine], entropy_old_BT[mine])
+            result = self._loss(batch, part, inputs)
+            loss = result.loss
+            if self._observe:
+                self._tell_observer(part, inputs, logp_BTV.detach())
+            token_BT3 = _per_token(part, inputs, logp_BTV.detach(), result)
+        total, norm = self.optimizer.step(loss, self._scale())
+        if not (np.isfinite(total) and np.isfinite(norm)):
+            raise NonFinite(f"loss {total} and gradient norm {norm} at {where}")
+        self.updates += 1
+        return self._measure(batch, logp_old_BT, self.rows.gather(token_BT3, len(batch)), meter), norm
+
+    def _inputs(self, batch, logp_BTV: Tensor, logp_old_BT: Tensor, entropy_old_BT: Tensor) -> LossInputs:
         logp_BT = logp_BTV.gather(-1, batch.response_BT[..., None]).squeeze(-1)
-        adv_BT = batch.advantages_B[:, None].expand_as(logp_BT)
-        entropy_BT = -(logp_BTV.exp() * logp_BTV).sum(-1) if c.terms.entropy_coef else None
-        inputs = LossInputs(
+        entropy_BT = -(logp_BTV.exp() * logp_BTV).sum(-1) if self.config.terms.entropy_coef else None
+        return LossInputs(
             logp_BT,
             logp_old_BT,
-            adv_BT,
+            batch.advantages_B[:, None].expand_as(logp_BT),
             batch.mask_BT,
             entropy_BT,
             entropy_old_BT,
             logp_rollout_BT=batch.logp_rollout_BT,
         )
-        denominators = Denominators.of(batch.mask_BT, norm=float(len(batch) * c.task.max_response_len))
-        result = policy_loss(inputs, c.loss, c.terms, denominators, positive_B=batch.reward_B == 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.optimizer.grad_clip))
-        if not (np.isfinite(float(result.loss.detach())) and np.isfinite(norm)):
-            raise NonFinite(f"loss {float(result.loss.detach())} and gradient norm {norm} at {where}")
-        ratio_N = self._measure(batch, inputs, logp_BTV.detach(), result, meter)
-        self._schedule()
-        self.optimizer.step()
-        self.updates += 1
-        return ratio_N, norm
 
-    def _schedule(self) -> None:
+    def _loss(self, whole, part, inputs: LossInputs) -> PolicyLossResult:
+        """This rank's share of the mini-batch's loss: all divisors are those of the whole mini-batch."""
+        c = self.config
+        denominators = Denominators.of(whole.mask_BT, norm=float(len(whole) * c.task.max_response_len))
+        positive_tokens = float((whole.mask_BT * (whole.reward_B == 1.0)[:, None]).sum())
+        return policy_loss(
+            inputs, c.loss, c.terms, denominators, positive_B=part.reward_B == 1.0, positive_tokens=positive_tokens
+        )
+
+    def _scale(self) -> float:
         per_rollout = self.config.epochs * self.config.minibatches
         warmup = max(1, self.config.optimizer.warmup_rollouts * per_rollout)
-        scale = min(1.0, (self.updates + 1) / warmup)
-        for group, peak in zip(self.optimizer.param_groups, self._peak, strict=True):
-            group["lr"] = peak * scale
+        return min(1.0, (self.updates + 1) / warmup)
 
-    @torch.no_grad()
-    def _measure(self, batch, inputs: LossInputs, logp_BTV: Tensor, result, meter: Meter) -> Tensor:
+    def _tell_observer(self, batch, inputs: LossInputs, logp_BTV: Tensor) -> None:
+        assert self._observe is not None
         valid_BT = batch.mask_BT.bool()
-        _, surplus_BTV = entropy_and_surplus(logp_BTV)
-        surplus_BT = surplus_BTV.gather(-1, batch.response_BT[..., None]).squeeze(-1)
-        log_ratio_N = (inputs.logp_BT.detach() - inputs.logp_old_BT)[valid_BT]
+        ratio_N = _ratio(inputs.logp_BT.detach(), inputs.logp_old_BT)[valid_BT]
+        self._observe(logp_BTV[valid_BT], batch.response_BT[valid_BT], ratio_N, inputs.advantages_BT[valid_BT])
+
+    def _measure(self, batch, logp_old_BT: Tensor, token_BT3: Tensor, meter: Meter) -> Tensor:
+        valid_BT = batch.mask_BT.bool()
+        logp_N, surplus_N, weight_N = token_BT3[valid_BT].unbind(-1)
+        log_ratio_N = logp_N - logp_old_BT[valid_BT]
         ratio_N = log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         clip_metrics(
             meter,
             ratio_N,
-            inputs.advantages_BT[valid_BT],
-            surplus_BT[valid_BT],
-            inputs.logp_old_BT[valid_BT],
+            batch.advantages_B[:, None].expand_as(valid_BT)[valid_BT],
+            surplus_N,
+            logp_old_BT[valid_BT],
             self.config.eps_low,
             self.config.eps_high,
         )
-        if self._observe:
-            self._observe(logp_BTV[valid_BT], batch.response_BT[valid_BT], ratio_N, inputs.advantages_BT[valid_BT])
         meter.add("ppo_kl", -log_ratio_N.sum(), ratio_N.numel())
-        meter.add("weight_mean", result.token.weight_BT[valid_BT].sum(), ratio_N.numel())
+        meter.add("weight_mean", weight_N.sum(), ratio_N.numel())
         return ratio_N
 
 
-def _optimizer(config: RLConfig, model) -> tuple[torch.optim.AdamW, list[float]]:
-    o = config.optimizer
-    named = dict(model.named_parameters())
-    head = [p for name, p in named.items() if name.startswith("output_layer")]
-    if o.head_lr is None:
-        groups = [{"params": list(named.values()), "lr": o.body_lr}]
-    else:
-        if not head:
-            raise ValueError("head_lr needs a policy with its own output head: set untie_head=True")
-        body = [p for name, p in named.items() if not name.startswith("output_layer")]
-        groups = [{"params": body, "lr": o.body_lr}, {"params": head, "lr": o.head_lr}]
-    adamw = torch.optim.AdamW(groups, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True)
-    return adamw, [group["lr"] for group in groups]
+def _ratio(logp_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
+    return (logp_BT - logp_old_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+@torch.no_grad()
+def _per_token(batch, inputs: LossInputs, logp_BTV: Tensor, result: PolicyLossResult) -> Tensor:
+    """(B, T, 3): log-probability, surplus and gradient weight F of every response token."""
+    _, surplus_BTV = entropy_and_surplus(logp_BTV)
+    surplus_BT = surplus_BTV.gather(-1, batch.response_BT[..., None]).squeeze(-1)
+    return torch.stack((inputs.logp_BT.detach(), surplus_BT, result.token.weight_BT.expand_as(surplus_BT)), -1)

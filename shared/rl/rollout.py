@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.engines.contracts import Engine, Rollouts, Sampling
 from shared.rl.advantages import group_advantages, mixed_groups
 from shared.rl.config import RLConfig
+from shared.rl.ranks import concatenate
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Collector:
             if c.dynamic_sampling == "off":
                 keep_G = torch.ones_like(keep_G)
             rows = keep_G.repeat_interleave(c.samples).nonzero().flatten()
-            kept.append(([prompts[int(i) // c.samples] for i in rows], _select(samples, rows), accuracy_GN[keep_G]))
+            kept.append(([prompts[int(i) // c.samples] for i in rows], samples.select(rows), accuracy_GN[keep_G]))
             groups += int(keep_G.sum())
             if groups >= c.prompts:
                 break
@@ -116,7 +117,7 @@ class Collector:
         reward_GN = torch.where(accuracy_GN > 0, c.reward_correct, c.reward_wrong)
         adv_GN = group_advantages(reward_GN, scale_by_std=c.scale_by_std)
         prompts = [prompt for part in kept for prompt in part[0]][: groups * c.samples]
-        samples = _select(_concatenate([part[1] for part in kept], c.task.pad_id), torch.arange(groups * c.samples))
+        samples = concatenate([part[1] for part in kept], c.task.pad_id).select(torch.arange(groups * c.samples))
         return pad_batch(prompts, samples, adv_GN.flatten(), reward_GN.flatten(), c.task.pad_id)
 
 
@@ -146,31 +147,6 @@ class _Tally:
             "truncated": float(np.mean(self.truncated)),
         }
         return row | {f"reason_{name}": count / total for name, count in sorted(self.reasons.items())}
-
-
-def _select(rollouts: Rollouts, rows: Tensor) -> Rollouts:
-    return Rollouts(
-        tokens_NT=rollouts.tokens_NT[rows],
-        logprobs_NT=rollouts.logprobs_NT[rows],
-        lengths_N=rollouts.lengths_N[rows],
-        prompt_lengths_N=rollouts.prompt_lengths_N[rows],
-        finish_reason_N=tuple(rollouts.finish_reason_N[i] for i in rows.tolist()),
-    )
-
-
-def _concatenate(parts: list[Rollouts], pad_id: int) -> Rollouts:
-    width = max(part.tokens_NT.shape[1] for part in parts)
-
-    def widen(tensor_NT: Tensor, value: float) -> Tensor:
-        return torch.nn.functional.pad(tensor_NT, (0, width - tensor_NT.shape[1]), value=value)
-
-    return Rollouts(
-        torch.cat([widen(part.tokens_NT, pad_id) for part in parts]),
-        torch.cat([widen(part.logprobs_NT, 0.0) for part in parts]),
-        torch.cat([part.lengths_N for part in parts]),
-        torch.cat([part.prompt_lengths_N for part in parts]),
-        tuple(reason for part in parts for reason in part.finish_reason_N),
-    )
 
 
 def _engine_seed(seed: int, rollout: int, attempt: int) -> int:

@@ -137,7 +137,7 @@ def test_head_and_body_learn_at_their_own_rates_and_warm_up_linearly():
     learner = learner_of(conf)
     batch = stored_rollout(conf, 0)
     seen = []
-    learner.optimizer.register_step_pre_hook(lambda o, *_: seen.append([g["lr"] for g in o.param_groups]))
+    learner.optimizer.adamw.register_step_pre_hook(lambda o, *_: seen.append([g["lr"] for g in o.param_groups]))
     for rollout in range(3):
         learner.update(batch, seed=0, rollout=rollout)
     want = [[1e-5 * min(1, k / 4), 1e-3 * min(1, k / 4)] for k in range(1, 7)]
