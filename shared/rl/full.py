@@ -1,14 +1,20 @@
-"""Types for a paper's own RL setting: what a cluster run would be given. Torch-free; nothing here starts a run yet."""
+"""Types for a paper's own RL setting: what a cluster run would be given. Torch-free; nothing here starts a run yet.
+
+`python -m papers dryrun PAPER` says what such a run needs and writes its launch files (docs/dryrun.md).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared.megatron.config import ModelConfig
+from shared.megatron.layout import Layout
+
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines and layout of the trainer. `sequence_parallel` is the degree of Ulysses-style sequence parallelism."""
+    """The paper's machines and trainer. `sequence_parallel` is the degree of Ulysses-style sequence parallelism."""
 
     nodes: int
     gpus_per_node: int
@@ -32,10 +38,13 @@ class FullRL:
     """A paper's RL run. Hub ids name model and data; lengths are in tokens, batches in prompts.
 
     `gen_prompts` prompts x `samples` responses are generated, groups of equal accuracy dropped without refill, the
-    first `train_prompts` groups kept; `minibatch_prompts` prompts make one optimiser step.
+    first `train_prompts` groups kept; `minibatch_prompts` prompts make one optimiser step. Everything is the paper's
+    but `layout`, the Megatron ranks that we would train on, and `rollout_nodes`, how many
+    of the cluster's nodes we would give to generation.
     """
 
     model: str
+    architecture: ModelConfig
     data: str
     reward: str
     loss: str
@@ -57,5 +66,7 @@ class FullRL:
     epochs: int
     max_steps: int
     cluster: Cluster
+    layout: Layout
+    rollout_nodes: int
     validation: Validation
     unsure: tuple[str, ...] = field(default_factory=tuple)
