@@ -60,6 +60,10 @@ def initialize(device: torch.device | str | None = None, layout: Layout | None =
             expert_tensor_parallel_size=1,
         )
         _layout = wanted
+        if wanted.world_size > 1:
+            from shared.megatron.shim import install
+
+            install()
     elif wanted != current_layout():
         raise ImpossibleLayout(f"this process runs layout {current_layout()}; start another one for {wanted}")
     return torch.device(device or _own_gpu() or "cpu")
@@ -72,6 +76,9 @@ def _own_gpu() -> str | None:
 def _join(layout: Layout) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     hook = sys.excepthook
+    if layout.world_size > 1:
+        # With more, the kernels of a layer could start before the communication that is to overlap with them.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if layout.world_size == 1:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)

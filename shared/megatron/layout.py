@@ -80,7 +80,7 @@ class Layout:
 
         Raises `ImpossibleLayout`.
         """
-        self._check_model(model)
+        self.check_model(model)
         if self.cp > 1 and sequence_length % (2 * self.cp):
             raise ImpossibleLayout(
                 f"sequence_length={sequence_length} is not a multiple of 2 * cp = {2 * self.cp}, and each "
@@ -97,7 +97,8 @@ class Layout:
                 f"{microbatches}: change the batch, or set virtual_pp=1"
             )
 
-    def _check_model(self, model: ModelConfig) -> None:
+    def check_model(self, model: ModelConfig) -> None:
+        """The part of `check` that the model alone decides. Raises `ImpossibleLayout`."""
         split = {
             "num_attention_heads": model.num_attention_heads,
             "num_query_groups": model.num_query_groups,

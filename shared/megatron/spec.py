@@ -1,24 +1,30 @@
-"""The layers of the dense decoder: Megatron's local modules, with attention, norm and rotary table of ours.
+"""The layers of the decoder: Megatron's local modules, with attention, norm and rotary table of ours.
 
-Megatron's own choices do not fit one process on a CPU: its local attention stores an s x s mask and repeats K and V
-for grouped queries, its torch norm refuses sequence parallelism, its rotary table asks CUDA for a device.
-Activations are [sequence, batch, hidden] throughout, as in Megatron.
+Megatron's own choices do not fit one process on a CPU: its local attention stores an s x s mask, repeats K and V for
+grouped queries and refuses context parallelism, its torch norm refuses sequence parallelism, its rotary table asks
+CUDA for a device. Activations are [sequence, batch, hidden] throughout, as in Megatron.
+
+Under context parallelism of size n a sequence is cut into 2n chunks, and rank r holds chunks r and 2n - 1 - r, so that
+causal attention costs every rank the same.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 
 from shared.experiment.contracts import AssayError
+from shared.megatron.config import ModelConfig
 from shared.megatron.init import quiet_imports
 
 with quiet_imports():
+    from megatron.core import parallel_state
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
     from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
     from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.identity_op import IdentityOp
@@ -35,6 +41,28 @@ class SequenceTooLong(AssayError):
 
 class CausalOnly(AssayError):
     """The attention was given a mask, a bias or packed sequences."""
+
+
+class NoTransformerEngine(AssayError):
+    """`backend="te"` without Transformer Engine."""
+
+
+def zigzag(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The part of `x` that this context-parallel rank holds: two of 2n chunks along `dim`. `x` itself if n is 1."""
+    size = parallel_state.get_context_parallel_world_size()
+    if size <= 1:
+        return x
+    rank = parallel_state.get_context_parallel_rank()
+    chunks = x.chunk(2 * size, dim)
+    return torch.cat((chunks[rank], chunks[2 * size - 1 - rank]), dim)
+
+
+def gather_zigzag(x: torch.Tensor) -> torch.Tensor:
+    """The whole sequence, in order along dimension 0, from every rank's part; the gradient is summed over the ranks."""
+    size = parallel_state.get_context_parallel_world_size()
+    group = parallel_state.get_context_parallel_group()
+    parts = gather_from_sequence_parallel_region(x.contiguous(), group=group).unflatten(0, (size, 2, -1))
+    return torch.cat((parts[:, 0].flatten(0, 1), parts[:, 1].flip(0).flatten(0, 1)))
 
 
 class RMSNorm(torch.nn.Module):
@@ -62,15 +90,26 @@ class RotaryTable(RotaryEmbedding):
         freqs_TE = self.get_freqs_non_repeated(max_sequence_length)
         self.register_buffer("freqs_T11D", torch.cat((freqs_TE, freqs_TE), -1)[:, None, None], persistent=False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> RotaryTable:
+        # Moves between devices, but stays float32: bfloat16 has no odd positions above 256.
+        freqs = self.freqs_T11D
+        super()._apply(fn, recurse)
+        if self.freqs_T11D.dtype != freqs.dtype:
+            self.freqs_T11D = freqs.to(self.freqs_T11D.device)
+        return self
+
     def forward(self, max_seq_len: int, offset: int = 0, **_: Any) -> torch.Tensor:
-        """Angles [max_seq_len, 1, 1, head_dim] in radians, float32. Raises `SequenceTooLong`."""
+        """Angles [max_seq_len, 1, 1, head_dim] in radians, float32; under context parallelism this rank's part of them.
+
+        `max_seq_len` is the length of the whole sequence. Raises `SequenceTooLong`.
+        """
         limit = self.freqs_T11D.shape[0]
         if offset + max_seq_len > limit:
             raise SequenceTooLong(
                 f"{offset + max_seq_len} positions do not fit into max_sequence_length={limit}: "
                 "shorten the sequences, or build the model with a larger max_sequence_length"
             )
-        return self.freqs_T11D[offset : offset + max_seq_len]
+        return zigzag(self.freqs_T11D[offset : offset + max_seq_len], 0)
 
 
 class _Rotate(torch.autograd.Function):
@@ -109,7 +148,7 @@ class RotaryAttention(SelfAttention):
         if freqs is None or cached or self.checkpoint_core_attention:
             return super().forward(hidden_states, attention_mask, **kwargs)
         query, key, value = cast(tuple[torch.Tensor, ...], self.get_query_key_value_tensors(hidden_states))
-        cos, sin = freqs.cos(), freqs.sin()
+        cos, sin = freqs.cos().to(query.dtype), freqs.sin().to(query.dtype)
         query, key = _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)
         return self.linear_proj(cast(Any, self.core_attention)(query, key, value, attention_mask))
 
@@ -133,11 +172,22 @@ class SDPACoreAttention(torch.nn.Module):
     ) -> torch.Tensor:
         """Causal attention of [sq, b, heads, d] queries over [sk, b, groups, d] keys and values -> [sq, b, heads * d].
 
-        With sq < sk (the first sk - sq positions came from a cache) query i sees keys 0 .. sk - sq + i. Masks raise
-        `CausalOnly`: under causality, padding on the right is invisible to every real token.
+        With sq < sk (the first sk - sq positions came from a cache) query i sees keys 0 .. sk - sq + i. Under context
+        parallelism keys and values are gathered, and each of the two query chunks sees those up to its own. Masks
+        raise `CausalOnly`: under causality, padding on the right is invisible to every real token.
         """
         if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
             raise CausalOnly("SDPACoreAttention is causal only: pass None for mask, bias and packed sequences")
+        size = parallel_state.get_context_parallel_world_size()
+        if size <= 1:
+            return self._attend(query, key, value)
+        key, value = gather_zigzag(key), gather_zigzag(value)
+        early, late = query.chunk(2)
+        rank, chunk = parallel_state.get_context_parallel_rank(), len(early)
+        ends = ((early, (rank + 1) * chunk), (late, (2 * size - rank) * chunk))
+        return torch.cat([self._attend(part, key[:end], value[:end]) for part, end in ends])
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         length_q, batch, heads, _ = query.shape
         length_k = key.shape[0]
         mask = None
@@ -155,9 +205,33 @@ class SDPACoreAttention(torch.nn.Module):
         return out_BHSD.permute(2, 0, 1, 3).reshape(length_q, batch, -1)
 
 
-def decoder_spec(num_layers: int, qk_layernorm: bool) -> TransformerBlockSubmodules:
-    """`num_layers` pre-norm layers of grouped-query attention and SwiGLU, and the final norm."""
-    qk_norm = RMSNorm if qk_layernorm else IdentityOp
+def layer_spec(config: ModelConfig, backend: Literal["local", "te"]) -> ModuleSpec:
+    """One pre-norm layer of grouped-query attention and SwiGLU, or experts where `config.moe` is set.
+
+    backend: "local" is Megatron's own linear layers with the attention and norm of this file, "te" is Megatron's
+        Transformer Engine layer as it stands (not run on a GPU yet). Raises `NoTransformerEngine`.
+    """
+    spec = _te_layer(config) if backend == "te" else _local_layer(config)
+    if config.moe:
+        from shared.moe.layer import MoELayer
+
+        cast(Any, spec.submodules).mlp = ModuleSpec(module=MoELayer, params={"moe": config.moe})
+    return spec
+
+
+def _te_layer(config: ModelConfig) -> ModuleSpec:
+    from megatron.core.models.gpt import gpt_layer_specs
+
+    if not gpt_layer_specs.HAVE_TE:
+        raise NoTransformerEngine(
+            'backend="te" needs Transformer Engine: pip install "transformer-engine[pytorch]" (CUDA only), or use '
+            'backend="local"'
+        )
+    return gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+
+
+def _local_layer(config: ModelConfig) -> ModuleSpec:
+    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
         core_attention=cast(Any, SDPACoreAttention),
@@ -182,5 +256,14 @@ def decoder_spec(num_layers: int, qk_layernorm: bool) -> TransformerBlockSubmodu
             "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
         },
     )
-    layers = [ModuleSpec(module=TransformerLayer, submodules=layer) for _ in range(num_layers)]
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=cast(Any, RMSNorm))
+    return ModuleSpec(module=TransformerLayer, submodules=layer)
+
+
+def decoder_spec(layer: ModuleSpec, num_layers: int, backend: Literal["local", "te"]) -> TransformerBlockSubmodules:
+    """`num_layers` equal layers and the final norm, which Megatron builds on the last pipeline stage only."""
+    norm = RMSNorm
+    if backend == "te":
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        norm = TENorm
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=cast(Any, norm))
