@@ -6,7 +6,8 @@
 
 Losses and gradients are means over the tokens of the global batch, so no layout weighs a token differently: one
 process and any layout give the same numbers (docs/parallelism.md). For losses of your own, use the parts:
-`zero_grad`, then forward and backward through `chunks`, then `reduce_gradients` and `step`.
+`zero_grad`, then forward and backward through `chunks` (with experts: inside `token_weight` of shared.moe.layer), then
+`reduce_gradients` and `step`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from shared.megatron.model import build_chunks, run_layers, token_losses
 from shared.megatron.optimizer import AdamWConfig, build_optimizer, update
 from shared.megatron.shim import install
 from shared.megatron.spec import zigzag
+from shared.moe.layer import take_aux_loss, token_weight
 
 with quiet_imports():
     from megatron.core import parallel_state
@@ -53,7 +55,8 @@ class Microbatch:
 class StepResult:
     """A training step, equal on all ranks: mean loss in nats per token and gradient norm before clipping.
 
-    Either may be infinite or NaN; with such a norm the weights were left as they were.
+    Either may be infinite or NaN; with such a norm the weights were left as they were. aux_loss is the balancing loss
+    of experts without its coefficient, summed over layers, None for a dense model.
     """
 
     loss: float
@@ -117,9 +120,11 @@ class ParallelModel:
         the optimizer's moments, and its loss is 0.
         """
         self._forget_gradients()
-        loss_sum, tokens = self._run(microbatches, forward_only=False)
+        with token_weight(1.0):
+            loss_sum, tokens = self._run(microbatches, forward_only=False)
         grad_norm = self.step(lr)
-        return StepResult(loss_sum / max(tokens, 1.0), grad_norm, int(tokens))
+        aux_loss = take_aux_loss(self._chunks, len(microbatches))
+        return StepResult(loss_sum / max(tokens, 1.0), grad_norm, int(tokens), aux_loss)
 
     @torch.no_grad()
     def evaluate(self, microbatches: Sequence[Microbatch]) -> tuple[float, float]:

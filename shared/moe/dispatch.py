@@ -55,7 +55,7 @@ def apply_experts(
     rows_NH = _Permute.apply(tokens_TH, order_N, inverse_N, experts_TK.shape[1])
     rows_NH = run(rows_NH, counts_E) if group.size() == 1 else _exchange(rows_NH, counts_E, run, group)
     rows_TKH = _Permute.apply(rows_NH, inverse_N, order_N, 1).unflatten(0, experts_TK.shape)
-    return (rows_TKH * weights_TK.to(rows_TKH.dtype).unsqueeze(-1)).sum(dim=1)
+    return torch.bmm(weights_TK.to(rows_TKH.dtype).unsqueeze(1), rows_TKH).squeeze(1)
 
 
 def _sorting(keys_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,17 +4,25 @@
 
 goes where a layer's `mlp` would. Experts are dealt out over Megatron's expert-parallel group; tokens travel. Under
 tensor parallelism, sequence parallelism must be on, so that every rank routes tokens of its own (`Layout.check`).
+
+The balancing loss joins in the backward pass, which must know how the language-model loss weighs a token:
+
+    with token_weight(1 / tokens_in_batch):            # for a loss that is a mean over the tokens of the batch
+        loss.backward()
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from shared.experiment.contracts import AssayError
 from shared.megatron.config import MoEConfig
 from shared.megatron.init import quiet_imports
 from shared.moe.dispatch import apply_experts
@@ -24,8 +32,57 @@ from shared.moe.router import count_assignments, load_balancing_loss, top_k_rout
 with quiet_imports():
     from megatron.core import parallel_state
     from megatron.core.transformer.module import MegatronModule
-    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
     from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+# transformer_layer.py:366 warns of every MLP that it has no process groups for; this one finds its own.
+logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
+    lambda record: "Unknown MLP type" not in record.getMessage()
+)
+
+_token_weight: float | None = None
+
+
+class UnknownTokenWeight(AssayError):
+    """A backward pass through experts outside `token_weight`."""
+
+
+@contextmanager
+def token_weight(weight: float) -> Iterator[None]:
+    """Inside, backward passes take `weight` for the factor that one token's loss has in what is differentiated.
+
+    1 for a sum over tokens that is divided later (`ParallelModel.train_step`), 1 / n for a mean over n tokens. The
+    balancing loss of a micro-batch of T tokens is then weighted T * `weight`: over a step it adds `aux_loss_coeff`
+    times its mean over all tokens, however the batch is cut. A dense model does not care.
+    """
+    global _token_weight
+    before, _token_weight = _token_weight, weight
+    try:
+        yield
+    finally:
+        _token_weight = before
+
+
+class _Attach(torch.autograd.Function):
+    """The identity on `x`, whose backward pass also differentiates `loss`; Megatron's MoEAuxLossAutoScaler.
+
+    Megatron's takes 1 for a weight that nobody set, which is thousands of times too much for a mean over tokens.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(loss)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if _token_weight is None:
+            raise UnknownTokenWeight(
+                "experts with aux_loss_coeff > 0 need to know how much one token weighs in the loss: call backward() "
+                "inside `with token_weight(1 / tokens)` of shared.moe.layer, or train with ParallelModel"
+            )
+        (loss,) = ctx.saved_tensors
+        return grads[0], torch.full_like(loss, _token_weight)
 
 
 class Router(torch.nn.Module):
@@ -48,14 +105,8 @@ class Router(torch.nn.Module):
 class MoELayer(MegatronModule):
     """Router and experts in the place of the MLP; every token reaches its `top_k` experts, none is dropped.
 
-    In training, the load-balancing loss of the micro-batch (over its tensor- and context-parallel ranks, padding
-    included) is attached to the routing weights: the backward pass of the language-model loss also adds the gradient of
-    `aux_loss_coeff` times it, per layer. How it weighs against the language-model loss follows
-    `config.calculate_per_token_loss`, as in Megatron's own router:
-
-    - off: the loss of a backward pass is a mean over tokens, and the balancing loss joins it as it is;
-    - on: the loss is a sum over tokens that is divided later, so the balancing loss is multiplied by the micro-batch's
-      number of tokens. Where the loss was already divided, `set_aux_loss_scale(1 / denominator)` says so.
+    In training, the balancing loss of each micro-batch, taken over its tensor- and context-parallel ranks and over all
+    its tokens (padding included), is attached to the routing weights: see `token_weight` and `take_aux_loss`.
     """
 
     def __init__(self, config: TransformerConfig, moe: MoEConfig, **_: Any):
@@ -63,7 +114,7 @@ class MoELayer(MegatronModule):
         self.moe = moe
         self.router = Router(config, moe.num_experts)
         self.experts = Experts(config, moe)
-        self._aux_loss_sum: torch.Tensor | None = None
+        self.aux_loss_sum: torch.Tensor | None = None
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         """[s, b, h] -> ([s, b, h], no bias)."""
@@ -87,20 +138,10 @@ class MoELayer(MegatronModule):
             counts_E = counts_E.clone()
             dist.all_reduce(counts_E, group=group)
         loss = load_balancing_loss(logits_TE, counts_E, total_tokens)
-        self._aux_loss_sum = loss.detach() + (0 if self._aux_loss_sum is None else self._aux_loss_sum)
-        if MoEAuxLossAutoScaler.main_loss_backward_scale is None:
-            # Left alone, the first backward pass makes it a scalar, which Megatron's schedules then fail to overwrite.
-            set_aux_loss_scale(1.0, loss.device)
-        scale = self.moe.aux_loss_coeff * (total_tokens if self.config.calculate_per_token_loss else 1)
-        return MoEAuxLossAutoScaler.apply(weights_TK, loss * scale)  # pyright: ignore[reportReturnType]
-
-
-def set_aux_loss_scale(scale: float, device: torch.device | str | None = None) -> None:
-    """Multiply the gradients of balancing losses by `scale` in backward passes from now on; 1 at first.
-
-    Megatron's schedules set it in every step; who calls `backward()` without them does it here.
-    """
-    MoEAuxLossAutoScaler.main_loss_backward_scale = torch.tensor([scale], device=device)
+        self.aux_loss_sum = loss.detach() + (0 if self.aux_loss_sum is None else self.aux_loss_sum)
+        if self.moe.aux_loss_coeff == 0:
+            return weights_TK
+        return cast(torch.Tensor, _Attach.apply(weights_TK, self.moe.aux_loss_coeff * total_tokens * loss))
 
 
 def take_aux_loss(chunks: Iterable[torch.nn.Module], microbatches: int) -> float | None:
@@ -112,9 +153,9 @@ def take_aux_loss(chunks: Iterable[torch.nn.Module], microbatches: int) -> float
     layers = [module for chunk in chunks for module in chunk.modules() if isinstance(module, MoELayer)]
     if not layers:
         return None
-    sums = [layer._aux_loss_sum for layer in layers if layer._aux_loss_sum is not None]
+    total = layers[0].router.weight.new_zeros((), dtype=torch.float32)
     for layer in layers:
-        layer._aux_loss_sum = None
-    total = torch.stack(sums).sum() if sums else layers[0].router.weight.new_zeros((), dtype=torch.float32)
+        total += 0 if layer.aux_loss_sum is None else layer.aux_loss_sum
+        layer.aux_loss_sum = None
     dist.all_reduce(total)
     return total.item() / (microbatches * parallel_state.get_data_parallel_world_size())
