@@ -88,7 +88,7 @@ class Decoder:
         x_BTH = self.ranks.embed(tokens_BT)
         for index, layer in enumerate(cast(Any, self.model.decoder.layers)):
             attention = layer.self_attention
-            qkv = F.linear(layer.input_layernorm(x_BTH), attention.linear_qkv.weight)
+            qkv = F.linear(layer.input_layernorm(x_BTH), attention.linear_qkv.weight, attention.linear_qkv.bias)
             mixed = self._attend(attention, qkv, cos, sin, mask, (cache.keys[index], cache.values[index]), start)
             x_BTH = x_BTH + self.ranks.sum(F.linear(mixed, attention.linear_proj.weight))
             gate, up = F.linear(layer.pre_mlp_layernorm(x_BTH), layer.mlp.linear_fc1.weight).chunk(2, -1)

@@ -1,101 +1,105 @@
-"""Llama and Qwen3 (dense) weights between Hugging Face names and Megatron's, both ways from one table of views.
+"""Models in Hugging Face format, in and out: folders under any layout, or state dicts in memory.
 
-    model = from_hf(hf_model.config, hf_model.state_dict())
-    hf_model = AutoModelForCausalLM.from_config(to_hf_config(model))
-    hf_model.load_state_dict(to_hf_state_dict(model), strict=False)    # a tied head has no entry
+    model = import_hf("Qwen3-0.6B")                                # every rank reads its own slices
+    export_hf(model, "out", tokenizer="Qwen3-0.6B")                # loads in transformers and vLLM
+    model = from_hf(hf_model.config, hf_model.state_dict())        # dense models: transformers fuses experts in memory
 
-A field of the Hugging Face configuration that this model cannot express is an error by name, never a guess. Rotary
-positions need no permutation: both sides rotate halves.
+Weights for training go into what exists already, and from there into its float32 main parameters:
+
+    parallel = ParallelModel(hf_model_config("Qwen3-0.6B"), AdamWConfig(lr=1e-5), seed=0, precision="bf16")
+    load_hf("Qwen3-0.6B", parallel.chunks)
+    parallel.optimizer.reload_model_params()
+
+Llama, Qwen2, Qwen3, Qwen3-MoE and Mixtral. Neither direction holds more than a tensor beside the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from shared.experiment.contracts import AssayError
 from shared.megatron.config import ModelConfig
-from shared.megatron.model import build_model, config_of, output_weight
+from shared.megatron.hf_config import DamagedFiles, UnsupportedArchitecture, config_from_hf, hf_config, read_config
+from shared.megatron.hf_export import ExportNotWritten, export_hf, to_hf_state_dict
+from shared.megatron.hf_files import DTYPES, SafetensorsFolder
+from shared.megatron.hf_names import EMBEDDING, HEAD, held, whole_tensors
+from shared.megatron.hf_tokenizer import TokenizerDoesNotFit, Vocabulary
+from shared.megatron.init import current_layout, initialize
+from shared.megatron.layout import ImpossibleLayout
+from shared.megatron.model import build_chunks, config_of
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
     from transformers import PretrainedConfig
 
+__all__ = [
+    "DamagedFiles",
+    "ExportNotWritten",
+    "TokenizerDoesNotFit",
+    "UnsupportedArchitecture",
+    "WeightsDoNotFit",
+    "config_from_hf",
+    "export_hf",
+    "from_hf",
+    "hf_model_config",
+    "import_hf",
+    "load_hf",
+    "to_hf_config",
+    "to_hf_state_dict",
+]
 
-class UnsupportedArchitecture(AssayError):
-    """A field of a Hugging Face configuration asks for something that `GPTModel` as built here does not do."""
+COPY_BYTES = 4 << 20
+_NAMES_SHOWN = 5
+# What a model may have otherwise than the weights that it loads.
+_FREE = ("max_sequence_length", "init_std", "aux_loss_coeff")
 
 
 class WeightsDoNotFit(AssayError):
-    """A state dict lacks tensors, has unknown ones, or has one of another shape or kind."""
+    """Weights lack tensors, have unknown ones, or have one of another shape or kind than the model."""
 
 
-# Field of a Hugging Face configuration -> the only values whose meaning this model has. Absent fields are fine.
-_REQUIRED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama", "qwen3"),
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "attention_dropout": (0, None),
-    "use_sliding_window": (False,),
-    "sliding_window": (None,),
-    "quantization_config": (None,),
-}
+def import_hf(
+    path: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> GPTModel:
+    """This rank's part of the model in the folder `path`, under the layout that `initialize` set up.
+
+    dtype: of the parameters; None keeps that of the files (float32, bfloat16 or float16).
+    Configuration, names, shapes, sizes of files and the tokenizer's vocabulary are checked before memory is taken.
+
+    Raises `UnsupportedArchitecture`, `DamagedFiles`, `WeightsDoNotFit`, `TokenizerDoesNotFit`, and `ImpossibleLayout`
+    where the layout does not divide the model or gives a rank several chunks (use `build_chunks` and `load_hf`).
+    """
+    initialize(device)
+    if current_layout().virtual_pp > 1:
+        raise ImpossibleLayout("virtual_pp > 1 gives every rank several models: call build_chunks, then load_hf")
+    config, files = _open(Path(path))
+    current_layout().check_model(config)
+    (model,) = build_chunks(config, None, device, dtype=dtype or _one_dtype(files))
+    _fill([model], config, files.read)
+    return model
 
 
-def config_from_hf(config: PretrainedConfig) -> ModelConfig:
-    """Sizes of the Llama or Qwen3 model that `config` describes. Raises `UnsupportedArchitecture`."""
-    fields = config.to_dict()
-    rope = fields.get("rope_parameters") or {}
-    wrong = [name for name, values in _REQUIRED.items() if fields.get(name, values[0]) not in values]
-    wrong += ["layer_types"] if set(fields.get("layer_types") or ()) - {"full_attention"} else []
-    wrong += ["rope_parameters"] if set(rope) - {"rope_type", "rope_theta", "partial_rotary_factor"} else []
-    wrong += ["rope_parameters.rope_type"] if rope.get("rope_type") != "default" else []
-    wrong += ["partial_rotary_factor"] if (rope.get("partial_rotary_factor") or 1) != 1 else []
-    if wrong:
-        shown = ", ".join(f"{name}={rope if 'rop' in name else fields.get(name)!r}" for name in wrong)
-        raise UnsupportedArchitecture(
-            f"cannot represent {shown}: supported are dense Llama and Qwen3 models with full attention, SiLU, plain "
-            "rotary positions and no biases"
-        )
-    return ModelConfig(
-        num_layers=fields["num_hidden_layers"],
-        hidden_size=fields["hidden_size"],
-        num_attention_heads=fields["num_attention_heads"],
-        num_query_groups=fields["num_key_value_heads"],
-        head_dim=fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"],
-        ffn_hidden_size=fields["intermediate_size"],
-        vocab_size=fields["vocab_size"],
-        max_sequence_length=fields["max_position_embeddings"],
-        rotary_base=float(rope["rope_theta"]),
-        qk_layernorm=fields["model_type"] == "qwen3",
-        tie_embeddings=fields["tie_word_embeddings"],
-        norm_eps=fields["rms_norm_eps"],
-        init_std=fields["initializer_range"],
-    )
+def hf_model_config(path: str | Path) -> ModelConfig:
+    """Sizes of the model in a folder. Raises `DamagedFiles` or `UnsupportedArchitecture`."""
+    return config_from_hf(read_config(Path(path)))
 
 
-def to_hf_config(model: GPTModel) -> PretrainedConfig:
-    """A `Qwen3Config` where queries and keys are normed, else a `LlamaConfig`."""
-    from transformers import LlamaConfig, Qwen3Config
+def load_hf(path: str | Path, chunks: Sequence[GPTModel]) -> None:
+    """Load the weights of the folder `path` into existing chunks, whatever their layout and dtype.
 
-    config = config_of(model)
-    return (Qwen3Config if config.qk_layernorm else LlamaConfig)(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.ffn_hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_query_groups,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_sequence_length,
-        rms_norm_eps=config.norm_eps,
-        initializer_range=config.init_std,
-        tie_word_embeddings=config.tie_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rotary_base},
-    )
+    Raises what `import_hf` raises, before anything is changed; also `WeightsDoNotFit` for another architecture.
+    """
+    config, files = _open(Path(path))
+    own = config_of(chunks[0])
+    differ = [f"{name}={theirs!r} instead of {ours!r}" for name, theirs, ours in _differences(config, own)]
+    if differ:
+        raise WeightsDoNotFit(f"{path} has {', '.join(differ)}: build the model from hf_model_config")
+    _fill(chunks, own, files.read)
 
 
 def from_hf(
@@ -103,64 +107,94 @@ def from_hf(
 ) -> GPTModel:
     """A float32 model with the weights of a Hugging Face `state_dict`, all of them and no others.
 
-    Raises `UnsupportedArchitecture` or `WeightsDoNotFit`.
+    Experts have to be named as in files, one tensor each. Raises `UnsupportedArchitecture` or `WeightsDoNotFit`.
     """
-    model = build_model(config_from_hf(config), seed=0, device=device)
-    tensors = dict(state_dict)
-    head = tensors.pop("lm_head.weight", None) if config.tie_word_embeddings else None
-    views = _hf_views(model)
-    if tensors.keys() != views.keys():
-        missing, unknown = sorted(views.keys() - tensors.keys()), sorted(tensors.keys() - views.keys())
-        raise WeightsDoNotFit(f"missing {missing}, unknown {unknown}: check that config and weights belong together")
-    for name, view in views.items():
-        shape = _hf_form(view).shape
-        if tensors[name].shape != shape or not tensors[name].is_floating_point():
-            raise WeightsDoNotFit(
-                f"{name} is {tensors[name].dtype} of shape {tuple(tensors[name].shape)}, expected floats of shape "
-                f"{tuple(shape)}: check that config and weights belong together"
-            )
-    if head is not None and not torch.equal(head, tensors["model.embed_tokens.weight"]):
-        raise WeightsDoNotFit("lm_head.weight differs from the embedding though tie_word_embeddings=True: set it False")
-    with torch.no_grad():
-        for name, view in views.items():
-            view.copy_(tensors[name].view(view.shape))
+    own = config_from_hf(config)
+    found = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in state_dict.items()}
+    _check(own, found, {str(dtype) for dtype in (*DTYPES.values(), torch.float64)})
+    if own.tie_embeddings and HEAD in state_dict and not torch.equal(state_dict[HEAD], state_dict[EMBEDDING]):
+        raise WeightsDoNotFit(_DIFFERENT_HEAD)
+    (model,) = build_chunks(own, None, device)
+    _fill([model], own, lambda name, region: state_dict[name][region])
     return model
 
 
-def to_hf_state_dict(model: GPTModel) -> dict[str, torch.Tensor]:
-    """Copies of all weights under Hugging Face names; as in Hugging Face files, a tied head has no entry."""
-    return {name: _hf_form(view.detach()).clone() for name, view in _hf_views(model).items()}
+def to_hf_config(model: GPTModel) -> PretrainedConfig:
+    """Configuration of transformers for `model`, token ids None. Raises `UnsupportedArchitecture`."""
+    return hf_config(config_of(model))
 
 
-def _hf_form(view: torch.Tensor) -> torch.Tensor:
-    return view.flatten(0, -2) if view.dim() > 1 else view
+_DIFFERENT_HEAD = "lm_head.weight differs from the embedding though tie_word_embeddings=True: set it False"
 
 
-def _hf_views(model: GPTModel) -> dict[str, torch.Tensor]:
-    """Hugging Face name -> view into the parameter that holds it; [groups, heads, head_dim, hidden] for q, k, v."""
-    config = config_of(model)
-    queries = config.num_attention_heads // config.num_query_groups
-    decoder = cast(Any, model.decoder)
-    views: dict[str, torch.Tensor] = {"model.embed_tokens.weight": model.embedding.word_embeddings.weight}
-    for index, layer in enumerate(decoder.layers):
-        attention, prefix = layer.self_attention, f"model.layers.{index}"
-        qkv = attention.linear_qkv.weight.unflatten(0, (config.num_query_groups, queries + 2, config.head_dim))
-        gate, up = layer.mlp.linear_fc1.weight.chunk(2)
-        views |= {
-            f"{prefix}.input_layernorm.weight": layer.input_layernorm.weight,
-            f"{prefix}.self_attn.q_proj.weight": qkv[:, :queries],
-            f"{prefix}.self_attn.k_proj.weight": qkv[:, queries : queries + 1],
-            f"{prefix}.self_attn.v_proj.weight": qkv[:, queries + 1 :],
-            f"{prefix}.self_attn.o_proj.weight": attention.linear_proj.weight,
-            f"{prefix}.post_attention_layernorm.weight": layer.pre_mlp_layernorm.weight,
-            f"{prefix}.mlp.gate_proj.weight": gate,
-            f"{prefix}.mlp.up_proj.weight": up,
-            f"{prefix}.mlp.down_proj.weight": layer.mlp.linear_fc2.weight,
-        }
-        if config.qk_layernorm:
-            views[f"{prefix}.self_attn.q_norm.weight"] = attention.q_layernorm.weight
-            views[f"{prefix}.self_attn.k_norm.weight"] = attention.k_layernorm.weight
-    views["model.norm.weight"] = decoder.final_layernorm.weight
-    if not config.tie_embeddings:
-        views["lm_head.weight"] = output_weight(model)
-    return views
+def _open(folder: Path) -> tuple[ModelConfig, SafetensorsFolder]:
+    config = hf_model_config(folder)
+    files = SafetensorsFolder(folder)
+    _check(config, {name: (shape, files.dtypes[name]) for name, shape in files.shapes.items()}, set(DTYPES))
+    if any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        Vocabulary(folder).check(config.vocab_size)
+    if config.tie_embeddings and HEAD in files.shapes:
+        for rows in _blocks(config.vocab_size, config.hidden_size * 4):
+            head = files.read(HEAD, (rows, slice(None))).clone()
+            if not torch.equal(head, files.read(EMBEDDING, (rows, slice(None)))):
+                raise WeightsDoNotFit(_DIFFERENT_HEAD)
+    return config, files
+
+
+def _one_dtype(files: SafetensorsFolder) -> torch.dtype:
+    kinds = set(files.dtypes.values())
+    if len(kinds) > 1:
+        raise WeightsDoNotFit(f"{files.folder} mixes {', '.join(sorted(kinds))}: choose one with dtype=")
+    return DTYPES[kinds.pop()]
+
+
+def _differences(theirs: ModelConfig, ours: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
+    if theirs.moe and ours.moe:
+        aligned = replace(ours.moe, aux_loss_coeff=theirs.moe.aux_loss_coeff)
+        ours = replace(ours, moe=aligned, ffn_hidden_size=theirs.ffn_hidden_size)
+    for field in fields(ModelConfig):
+        a, b = getattr(theirs, field.name), getattr(ours, field.name)
+        if a != b and field.name not in _FREE:
+            yield field.name, a, b
+
+
+def _check(config: ModelConfig, found: Mapping[str, tuple[tuple[int, ...], str]], dtypes: set[str]) -> None:
+    """Names, shapes and kinds of the tensors of a whole model. Raises `WeightsDoNotFit`."""
+    expected = {tensor.name: tensor.shape for tensor in whole_tensors(config)}
+    if config.tie_embeddings and HEAD in found:
+        expected[HEAD] = expected[EMBEDDING]
+    # Older Llama files hold the rotary frequencies, which follow from the configuration.
+    names = {name for name in found if not name.endswith(".rotary_emb.inv_freq")}
+    if names != expected.keys():
+        missing, unknown = sorted(expected.keys() - names), sorted(names - expected.keys())
+        raise WeightsDoNotFit(
+            f"missing {_some(missing)}, unknown {_some(unknown)}: check that config and weights belong together"
+        )
+    for name, shape in expected.items():
+        if found[name][0] != shape or found[name][1] not in dtypes:
+            raise WeightsDoNotFit(
+                f"{name} is {found[name][1]} of shape {found[name][0]}, expected floats of shape {shape}: check that "
+                "config and weights belong together"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[:_NAMES_SHOWN]}" + (f" and {len(names) - _NAMES_SHOWN} more" if names[_NAMES_SHOWN:] else "")
+
+
+def _blocks(rows: int, row_bytes: int) -> Iterator[slice]:
+    step = max(1, COPY_BYTES // row_bytes)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+@torch.no_grad()
+def _fill(
+    chunks: Sequence[GPTModel], config: ModelConfig, read: Callable[[str, tuple[slice, ...]], torch.Tensor]
+) -> None:
+    """Copy this rank's regions, a few rows of a view at a time."""
+    for piece in held(chunks, config):
+        view, (first, *rest) = piece.view, piece.region
+        per_index = piece.shape[0] // len(view)
+        for rows in _blocks(len(view), view[0].numel() * view.element_size()):
+            start, stop = (first.start + row * per_index for row in (rows.start, rows.stop))
+            view[rows].copy_(read(piece.tensor.name, (slice(start, stop), *rest)).reshape(view[rows].shape))

@@ -51,7 +51,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str | Non
 
 def build_chunks(
     config: ModelConfig,
-    seed: int,
+    seed: int | None,
     device: torch.device | str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
@@ -60,7 +60,8 @@ def build_chunks(
     """This rank's parts of the model: one, or `virtual_pp` under the interleaved schedule.
 
     The weights are those of one process, sliced: they depend on `config` and `seed`, not on the layout (and are drawn
-    in float32 before they become `dtype`). For `backend` see `shared.megatron.spec.layer_spec`.
+    in float32 before they become `dtype`). Without a seed they are left unset, for whoever loads them next. For
+    `backend` see `shared.megatron.spec.layer_spec`.
     """
     from shared.megatron.shim import construction
 
@@ -71,16 +72,17 @@ def build_chunks(
         warnings.filterwarnings("ignore", message="full scope is deprecated", category=UserWarning)
         chunks = []
         for stage in range(layout.virtual_pp):
-            torch.manual_seed(seed)
-            chunks.append(_build_chunk(config, dtype, backend, stage if layout.virtual_pp > 1 else None))
+            torch.manual_seed(seed or 0)
+            chunks.append(_build_chunk(config, seed, dtype, backend, stage if layout.virtual_pp > 1 else None))
     return [chunk.to(device) for chunk in chunks]
 
 
 def _build_chunk(
-    config: ModelConfig, dtype: torch.dtype, backend: Literal["local", "te"], vp_stage: int | None
+    config: ModelConfig, seed: int | None, dtype: torch.dtype, backend: Literal["local", "te"], vp_stage: int | None
 ) -> GPTModel:
     layout = current_layout()
     megatron = _transformer_config(config, dtype)
+    megatron.perform_initialization = seed is not None
     layer = layer_spec(config, backend)
     count = config.num_layers // (layout.pp * layout.virtual_pp)
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
@@ -153,7 +155,11 @@ def _transformer_config(config: ModelConfig, dtype: torch.dtype) -> TransformerC
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.virtual_pp if layout.virtual_pp > 1 else None,
         pipeline_dtype=dtype,
-        deallocate_pipeline_outputs=layout.pp > 1,
+        deallocate_pipeline_outputs=layout.pp > 1 and torch.cuda.is_available(),
+        # With two stages, interleaving sends both ways between the same two ranks at once, and a batch of sends would
+        # pair them wrongly.
+        overlap_p2p_comm=layout.virtual_pp > 1,
+        batch_p2p_comm=layout.virtual_pp == 1,
         context_parallel_size=layout.cp,
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=1,
