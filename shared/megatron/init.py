@@ -41,6 +41,9 @@ def initialize(device: torch.device | str | None = None, layout: Layout | None =
     """
     global _layout
     wanted = layout or current_layout()
+    if wanted.world_size > 1:
+        # With more, the kernels of a layer could start before the communication that is to overlap with them.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     with quiet_imports():
         from megatron.core import parallel_state
     if not dist.is_initialized():
@@ -76,9 +79,6 @@ def _own_gpu() -> str | None:
 def _join(layout: Layout) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     hook = sys.excepthook
-    if layout.world_size > 1:
-        # With more, the kernels of a layer could start before the communication that is to overlap with them.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if layout.world_size == 1:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)

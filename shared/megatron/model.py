@@ -87,7 +87,8 @@ def _build_chunk(
     count = config.num_layers // (layout.pp * layout.virtual_pp)
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
     before = count * ((vp_stage or 0) * layout.pp + parallel_state.get_pipeline_model_parallel_rank())
-    _draw_what_lies_before(megatron, layer, before, config.vocab_size, vp_stage)
+    if seed is not None:
+        _draw_what_lies_before(megatron, layer, before, config.vocab_size, vp_stage)
     model = GPTModel(
         megatron,
         decoder_spec(layer, count, backend),  # pyright: ignore[reportArgumentType]

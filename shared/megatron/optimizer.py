@@ -26,6 +26,7 @@ class AdamWConfig:
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101) as Megatron runs it: biases and norms are not decayed.
 
     lr: peak learning rate; every step is given its own.
+    decay_vectors: decay biases and norms too, as torch.optim.AdamW over all parameters does (the RL trainers' way).
     grad_clip: largest norm of the gradient of the whole model; 0 switches clipping off.
     lr_scale: prefix of parameter names -> factor on the learning rate of these parameters. Names are those of the whole
         model in one process, such as `embedding.` or `decoder.layers.3.`.
@@ -35,6 +36,7 @@ class AdamWConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    decay_vectors: bool = False
     grad_clip: float = 1.0
     lr_scale: Mapping[str, float] = field(default_factory=dict)
 
@@ -125,10 +127,11 @@ def build_optimizer(config: AdamWConfig, chunks: Sequence[Any], names: Mapping[t
         use_distributed_optimizer=layout.distributed_optimizer,
         overlap_param_gather=layout.overlap and layout.distributed_optimizer,
     )
-    overrides: dict[Any, Any] = {
+    overrides: dict[Any, Any] = {}
+    if not config.decay_vectors:
         # Norms and biases are the parameters with one dimension, and a bias is one by name as well.
-        ParamKey(name="*.bias", predicate=ParamPredicate("vector", lambda p: p.dim() == 1)): {"wd_mult": 0.0}
-    }
+        vectors = ParamKey(name="*.bias", predicate=ParamPredicate("vector", lambda p: p.dim() == 1))
+        overrides[vectors] = {"wd_mult": 0.0}
     for prefix, scale in config.lr_scale.items():
         chosen = ParamPredicate(f"starts with {prefix}", lambda p, start=prefix: names[p].startswith(start))
         overrides[ParamKey(predicate=chosen)] = {"lr_mult": scale}

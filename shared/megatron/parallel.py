@@ -24,7 +24,7 @@ from shared.megatron.config import ModelConfig
 from shared.megatron.init import current_layout, initialize, quiet_imports
 from shared.megatron.model import build_chunks, run_layers, token_losses
 from shared.megatron.optimizer import AdamWConfig, build_optimizer, update
-from shared.megatron.shim import install
+from shared.megatron.shim import construction, install
 from shared.megatron.spec import zigzag
 from shared.moe.layer import take_aux_loss, token_weight
 
@@ -199,7 +199,8 @@ class ParallelModel:
             model = {"model": chunks[0].sharded_state_dict()}
         else:
             model = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
-        optimizer = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_RESHARDABLE)
+        with construction():  # distrib_optimizer.py:1089 gathers the state by way of the GPU
+            optimizer = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_RESHARDABLE)
         return {**model, "optimizer": optimizer}
 
     @torch.no_grad()
