@@ -20,7 +20,18 @@ from typing import Any
 
 from shared.experiment.codehash import function_hash
 from shared.experiment.contracts import Artifact, AssayError, Interrupted
-from shared.experiment.files import FileLock, digest, ensure_writable, move_aside, plain, sha256_file, write_json
+from shared.experiment.files import (
+    FileLock,
+    digest,
+    ensure_writable,
+    move_aside,
+    plain,
+    remove_leftovers,
+    sha256_file,
+    sync_folder,
+    write_json,
+    writing,
+)
 from shared.experiment.overrides import replace_fields
 from shared.experiment.signals import stop_requested
 
@@ -117,7 +128,9 @@ def _wait_for(lock: FileLock, place: str, say: Callable[[str], None]) -> None:
 
 def _build(artifact: Artifact, scale: str, target: Path) -> None:
     partial = target.with_name(f"{target.name}.partial")
-    partial.mkdir(exist_ok=True)
+    with writing(partial):
+        partial.mkdir(exist_ok=True)
+    remove_leftovers(partial)
     config = config_at(artifact, scale)
     artifact.build(config, partial)
     files = {str(path.relative_to(partial)): sha256_file(path) for path in sorted(partial.rglob("*")) if path.is_file()}
@@ -126,4 +139,6 @@ def _build(artifact: Artifact, scale: str, target: Path) -> None:
         raise ArtifactEmpty(f"Building {artifact.name} wrote no files into {partial}: correct its `build`.")
     manifest = {"name": artifact.name, "scale": scale, "config": plain(config)}
     write_json(partial / MANIFEST, {**manifest, "files": files, "content": digest(files)})
-    os.replace(partial, target)
+    with writing(target):
+        os.replace(partial, target)
+        sync_folder(target.parent)

@@ -13,13 +13,15 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shared.experiment.contracts import AssayError
 
 HASH_LENGTH = 16
+TEMPORARY = ".tmp"
 
 
 class ConfigError(AssayError):
@@ -31,7 +33,7 @@ class RunBusy(AssayError):
 
 
 class Unwritable(AssayError):
-    """A folder that the program must write to refuses."""
+    """A folder that the program must write to refuses, or its disk is full. What was written before is intact."""
 
 
 def added(default: Any) -> Any:
@@ -96,20 +98,53 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` in one step: a reader sees the old file or the new one, also after a power cut."""
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def writing(path: Path, kind: type[Unwritable] = Unwritable) -> Iterator[None]:
+    """Turn what the system answers while `path` is written into one sentence: raises `kind` for `OSError`."""
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise kind(
+            f"Cannot write {path} ({error.strerror}): free space or make the folder writable, then start again; "
+            "what was saved before is intact."
+        ) from error
+
+
+def write_atomic(path: Path, content: str | bytes | memoryview, kind: type[Unwritable] = Unwritable) -> None:
+    """Replace `path` in one step: a reader sees the old file or the new one, also after a power cut.
+
+    Raises `kind`, an `Unwritable`; the old file stays then. A killed writer leaves `.<name>.<random>.tmp` behind, see
+    `remove_leftovers`.
+    """
+    path = Path(path)
+    with writing(path, kind):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed `write_atomic`s left in `folder` and below. For the one who holds the lock of the folder."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -139,27 +174,32 @@ def ensure_writable(folder: Path) -> Path:
 
 
 class FileLock:
-    """flock on a file that also tells who holds it. It goes with the process, however that ends."""
+    """flock on a file that also tells who holds it. It goes with the process, however that ends.
+
+    A forked child does not keep it: a writer that outlives its killed parent must not block the next start.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._descriptor: int | None = None
 
     def acquire(self, wait: bool = False) -> bool:
-        """True once the lock is ours; False if another process has it and `wait` is off."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        """True once the lock is ours; False if another process has it and `wait` is off. Raises `Unwritable`."""
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            except BaseException:
+                os.close(descriptor)
+                raise
         self._descriptor = descriptor
+        _held.add(self)
         return True
 
     def holder(self) -> str:
@@ -170,6 +210,20 @@ class FileLock:
             return "unknown"
 
     def release(self) -> None:
+        _held.discard(self)
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+_held: set[FileLock] = set()
+
+
+def _release_in_child() -> None:
+    # Closing a copy of the descriptor leaves the parent's lock alone.
+    for lock in list(_held):
+        with suppress(OSError):
+            lock.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

@@ -24,7 +24,7 @@ from typing import Any
 from shared.experiment import catalog
 from shared.experiment.claims import validate
 from shared.experiment.contracts import AssayError, Experiment, Study
-from shared.experiment.files import config_hash
+from shared.experiment.files import config_hash, writing
 from shared.experiment.plan import arm_config
 from shared.experiment.records import RecordDamaged
 from shared.experiment.results import ARM_FILE, CURVES_FILE, ROOT, RUNS_FILE, Results, Row, to_columns
@@ -169,15 +169,30 @@ def _write_arm(target: Path, fresh: Results, experiment: Experiment, study: Stud
         "config": fresh.config(study.name, arm),
         "sha256": {name: hashlib.sha256(text).hexdigest() for name, text in content.items()},
     }
-    building = target.with_name(f".{target.name}.new")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
-    (building / ARM_FILE).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    for name, text in content.items():
-        (building / name).write_bytes(_compressed(text))
-    shutil.rmtree(target, ignore_errors=True)
+    files = {ARM_FILE: f"{{\n{lines}\n}}\n".encode()}
+    files |= {name: _compressed(text) for name, text in content.items()}
+    with writing(target):
+        _replace_folder(target, files)
+
+
+def _replace_folder(target: Path, files: dict[str, bytes]) -> None:
+    """A full disk leaves the folder as it was; a kill between the two renames is mended by the next promotion."""
+    building, before = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    shutil.rmtree(building, ignore_errors=True)
+    if before.exists() and not target.exists():
+        before.rename(target)
+    try:
+        building.mkdir(parents=True)
+        for name, text in files.items():
+            (building / name).write_bytes(text)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rename(before)
     building.rename(target)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _of_interest(study: Study, rows: list[Row]) -> list[Row]:

@@ -17,36 +17,43 @@ Inside the pool the launcher opens it; on its own:
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from shared.experiment import provenance as provenance_of
 from shared.experiment.contracts import AssayError, NonFinite
 from shared.experiment.files import (
     FileLock,
     RunBusy,
+    Unwritable,
     config_hash,
     digest,
     ensure_writable,
     move_aside,
     plain,
+    remove_leftovers,
     sha256_file,
     write_atomic,
     write_json,
+    writing,
 )
 from shared.experiment.signals import StopSignals, stop_requested
 
 CHECKED = ("metrics.jsonl", "config.json", "provenance.json")
 REPORT_EVERY_S = 0.2
 
+_log = logging.getLogger(__name__)
 _reporter: Callable[[int, int], None] | None = None
 
 
@@ -68,6 +75,12 @@ def set_reporter(reporter: Callable[[int, int], None] | None) -> None:
     _reporter = reporter
 
 
+def report(done: int, total: int) -> None:
+    """Pass on how far the run of this process is."""
+    if _reporter is not None:
+        _reporter(done, total)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -82,7 +95,21 @@ def _read_lines(path: Path) -> list[str]:
     """Whole lines of a JSONL file; a last line without its newline is what a killed process left, and is dropped."""
     if not path.exists():
         return []
-    return [line.decode() for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [
+        line.decode(errors="replace") for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")
+    ]
+
+
+def _readable_lines(path: Path) -> list[str]:
+    """Lines before the first that is no row: a power cut may leave a block of zeros between written ones."""
+    lines = _read_lines(path)
+    for number, line in enumerate(lines):
+        try:
+            json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):
+            _log.warning("%s: line %d is no row; it and what follows is dropped.", path, number + 1)
+            return lines[:number]
+    return lines
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -109,17 +136,14 @@ def read_summary(path: Path) -> dict[str, Any]:
 def status(path: Path, wanted_config: str, wanted_code: str) -> Status:
     """Compare the record in folder `path` with the config and code hash that a run would have now."""
     path = Path(path)
-    if not (path / "config.json").exists() and not (path / "summary.json").exists():
+    if not any((path / name).exists() for name in ("config.json", "metrics.jsonl", "summary.json")):
         return Status("missing")
     try:
         complete = (path / "summary.json").exists()
         if complete:
             read_summary(path)
-        else:
-            read_rows(path / "metrics.jsonl")
         found_config = _read_json(path / "config.json").get("config_hash")
-        has_provenance = (path / "provenance.json").exists()
-        found_code = _read_json(path / "provenance.json").get("code_hash") if has_provenance else wanted_code
+        found_code = _read_json(path / "provenance.json").get("code_hash")
     except RecordDamaged as damage:
         return Status("damaged", str(damage))
     if found_config != wanted_config:
@@ -181,7 +205,7 @@ class RunDirectory:
             run._artifacts = artifacts or {}
             run._prepare(dict(provenance) if provenance is not None else provenance_of.collect())
         except BaseException:
-            run._lock.release()
+            run.close()
             raise
         return run
 
@@ -189,25 +213,29 @@ class RunDirectory:
         found = status(self.dir, config_hash(self.config), provenance.get("code_hash", ""))
         if found.kind == "complete":
             self.completed = read_summary(self.dir)["summary"]
+            # A kill right after the summary leaves them.
+            shutil.rmtree(self.dir / "checkpoints", ignore_errors=True)
             return
         if found.kind in ("stale", "damaged"):
             move_aside(self.dir, found.kind)
         ensure_writable(self.dir)
+        remove_leftovers(self.dir)
         head = {"study": self.study, "arm": self.arm, "seed": self.seed, "scale": self.scale}
         body = {"config": plain(self.config), "config_hash": config_hash(self.config)}
-        if found.kind == "incomplete" and (self.dir / "provenance.json").exists():
-            # The record began at the older commit, and is as clean as its dirtiest part.
-            before = _read_json(self.dir / "provenance.json")
-            provenance.update(commit=before["commit"], claims_hash=before["claims_hash"])
-            provenance["dirty"] = bool(provenance["dirty"] or before["dirty"])
         provenance["device"] = provenance_of.device_name()
+        if found.kind == "incomplete":
+            provenance_of.go_on_from(_read_json(self.dir / "provenance.json"), provenance)
         write_json(self.dir / "provenance.json", provenance)
         write_json(self.dir / "config.json", {**head, **body})
         if (self.dir / "cost.json").exists():
-            self._earlier_cost = _read_json(self.dir / "cost.json")
+            try:
+                self._earlier_cost = _read_json(self.dir / "cost.json")
+            except RecordDamaged as damage:
+                _log.warning("%s The cost of earlier attempts is lost.", damage)
         self._signals.install()
         self._started = (_cpu_seconds(), time.monotonic())
-        self._rewrite_metrics(_read_lines(self.dir / "metrics.jsonl"))
+        self._rewrite_metrics(_readable_lines(self.dir / "metrics.jsonl"))
+        write_atomic(self.dir / "timing.jsonl", "".join(_readable_lines(self.dir / "timing.jsonl")))
         self._timing = open(self.dir / "timing.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def _rewrite_metrics(self, lines: list[str]) -> None:
@@ -222,7 +250,8 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Folder for checkpoints; it goes when the run is complete."""
         folder = self.dir / "checkpoints"
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
         return folder
 
     def artifact(self, name: str) -> Path:
@@ -250,16 +279,14 @@ class RunDirectory:
             if self._logged:
                 raise AssayError(f"Step {step} was logged after step {self._last_step}: steps must grow.")
             self.rewind(step - 1)
-        self._metrics.write(json.dumps(row) + "\n")
-        self._metrics.flush()
+        _append(self._metrics, row)
         self._last_step = int(step)
         self._logged = True
 
     def time(self, step: int, **clocks: float) -> None:
         """Append one row to timing.jsonl, which no comparison reads."""
         row = {"step": int(step), **{name: float(value) for name, value in clocks.items()}}
-        self._timing.write(json.dumps(row) + "\n")
-        self._timing.flush()
+        _append(self._timing, row)
 
     def rewind(self, step: int) -> None:
         """Drop rows with a step above `step`."""
@@ -273,9 +300,9 @@ class RunDirectory:
     def progress(self, done: int, total: int) -> None:
         """Tell the launcher how far this run is; cheap enough to call at each step."""
         now = time.monotonic()
-        if _reporter is not None and (now - self._reported >= REPORT_EVERY_S or done >= total):
+        if now - self._reported >= REPORT_EVERY_S or done >= total:
             self._reported = now
-            _reporter(done, total)
+            report(done, total)
 
     def stop_requested(self) -> bool:
         """True once SIGTERM or Ctrl-C arrived: save a checkpoint, then raise `Interrupted`."""
@@ -285,7 +312,9 @@ class RunDirectory:
         """Close the record as complete. `summary` is plain JSON; `None` stands for undefined, NaN and Inf raise."""
         values = plain(dict(summary), "summary")
         _refuse_non_finite(summary, "summary")
-        self._metrics.close()
+        # The summary holds their checksum, so a power cut must not take the rows and leave the summary.
+        with writing(self.dir / "metrics.jsonl"):
+            os.fsync(self._metrics.fileno())
         self._write_cost()
         sums = {name: sha256_file(self.dir / name) for name in CHECKED}
         sums["summary"] = digest(values)
@@ -297,14 +326,20 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give lock and signals back. An unfinished record stays resumable, its cost so far is kept."""
-        if self._timing is not None:
-            self._timing.close()
-            self._metrics.close()
-            self._timing = None
-            if self.completed is None:
+        try:
+            for file in (self._timing, self._metrics):
+                if file is not None:
+                    # What a full disk refused was reported when it was written.
+                    with suppress(OSError):
+                        file.close()
+            if self._timing is not None and self.completed is None:
                 self._write_cost()
-        self._signals.remove()
-        self._lock.release()
+        except Unwritable as error:
+            _log.warning("The cost of this attempt is lost: %s", error)
+        finally:
+            self._timing = self._metrics = None
+            self._signals.remove()
+            self._lock.release()
 
     def _write_cost(self) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -325,8 +360,15 @@ class RunDirectory:
 
 
 def lock_of(path: Path) -> FileLock:
-    """The lock of a record lies beside its folder, which may be moved aside."""
+    """The lock of a record lies beside its folder, which may be moved aside; links to a folder share its lock."""
+    path = path.resolve()
     return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def _append(file: TextIO, row: Mapping[str, Any]) -> None:
+    with writing(Path(file.name)):
+        file.write(json.dumps(row) + "\n")
+        file.flush()
 
 
 def _cpu_seconds() -> float:

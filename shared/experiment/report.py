@@ -18,6 +18,7 @@ from pathlib import Path
 from shared.experiment import markdown, plots
 from shared.experiment.claims import CUSTOM, ClaimResult, Status, claims_json, compare, evaluate_all, principal
 from shared.experiment.contracts import Experiment
+from shared.experiment.files import write_atomic
 from shared.experiment.results import ROOT, MissingRecords, Results
 from shared.experiment.wording import interval_text, number_text, seeds_text, verdict_text
 
@@ -45,8 +46,8 @@ def report(experiment: Experiment, scale: str, runs_root: Path, as_json: bool = 
     folder = results.dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     drawn, notes = _draw(experiment, results, [line.fresh for line in lines], folder)
-    (folder / "claims.json").write_text(claims_json([line.fresh for line in lines]), encoding="utf-8")
-    (folder / "report.md").write_text(_page(experiment, scale, lines, drawn), encoding="utf-8")
+    write_atomic(folder / "claims.json", claims_json([line.fresh for line in lines]))
+    write_atomic(folder / "report.md", _page(experiment, scale, lines, drawn))
     if as_json:
         print(json.dumps([_entry(line) for line in lines], indent=1, ensure_ascii=False))
     else:

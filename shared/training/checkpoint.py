@@ -1,7 +1,7 @@
 """Checkpoints that survive crashes: checksummed, renamed into place, the previous one kept.
 
     checkpoints = Checkpoints(run.checkpoints)
-    found = checkpoints.latest()                       # (step, state), or None to start from the beginning
+    step, state = resume(run, checkpoints)             # (0, None) to start from the beginning
     checkpoints.save(step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
 A file is called `step-<step>-<first 16 hex digits of its SHA-256>.pt`: name and checksum come into being in one rename,
@@ -14,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from shared.experiment.contracts import AssayError
+from shared.experiment.contracts import AssayError, RunContext
+from shared.experiment.files import Unwritable, move_aside, write_atomic, writing
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 
 
-class CheckpointNotWritten(AssayError):
+class CheckpointNotWritten(Unwritable):
     """The folder cannot be written or the disk is full. Earlier checkpoints are intact."""
 
 
@@ -60,7 +59,11 @@ class Checkpoints:
         torch.save(dict(state), buffer)
         data = buffer.getbuffer()
         path = self.directory / f"step-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
-        _write(path, data)
+        with writing(self.directory, CheckpointNotWritten):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data, CheckpointNotWritten)
+        if path in self.damaged:
+            self.damaged.remove(path)
         intact = [old for old in self._newest_first() if old not in self.damaged]
         for old in intact[self.keep :]:
             old.unlink(missing_ok=True)
@@ -69,14 +72,20 @@ class Checkpoints:
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """Newest state whose checksum holds, tensors on the CPU. Damaged ones are named in a warning and skipped."""
         for path in self._newest_first():
-            data = path.read_bytes()
             step, checksum = _parts(path)
+            data = _bytes_or_nothing(path)
             if hashlib.sha256(data).hexdigest()[:16] == checksum:
                 return step, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             if path not in self.damaged:
                 self.damaged.append(path)
                 _log.warning("Checkpoint %s does not match its checksum: going back to the one before.", path)
         return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename files of later steps to `<name>.no-rows-1`: they must neither be resumed nor push others out."""
+        for path in self._newest_first():
+            if _parts(path)[0] > step:
+                _log.warning("Rows of checkpoint %s were lost: it becomes %s.", path, move_aside(path, "no-rows").name)
 
     def describe_latest(self) -> str:
         """Path of the newest checkpoint that is not known to be damaged, or "none": for error messages."""
@@ -91,13 +100,26 @@ class Checkpoints:
         return sorted(files, key=lambda path: (_parts(path)[0], path.stat().st_mtime_ns), reverse=True)
 
 
+def resume(run: RunContext, checkpoints: Checkpoints) -> tuple[int, dict[str, Any] | None]:
+    """Step and state to go on from, (0, None) for the beginning; drops the rows from that step on.
+
+    For loops that log one row per step, from step 0. A power cut may keep a checkpoint and lose rows, which are not
+    flushed to disk one by one; a record with a gap would be silently wrong, so such a checkpoint is set aside.
+    """
+    checkpoints.set_aside_after(len(run.rows()))
+    step, state = checkpoints.latest() or (0, None)
+    run.rewind(step - 1)
+    return step, state
+
+
 def save_weights(path: Path | str, state: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, atomically, with a checksum of names, dtypes, shapes and values.
 
     Entries that are no tensors (Megatron's empty `_extra_state`) are left out. Raises `CheckpointNotWritten`.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.items() if isinstance(t, Tensor)}
-    _write(Path(path), safetensors_bytes(tensors, metadata={"sha256": _checksum(tensors)}))
+    content = safetensors_bytes(tensors, metadata={"sha256": _checksum(tensors)})
+    write_atomic(Path(path), content, CheckpointNotWritten)
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
@@ -128,32 +150,10 @@ def _parts(path: Path) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-def _write(path: Path, data: bytes | memoryview) -> None:
-    """Write beside, flush to disk, rename: a reader sees a whole file or none."""
-    temporary = None
+def _bytes_or_nothing(path: Path) -> bytes:
+    """An unreadable sector is damage like any other."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
-        _sync_folder(path.parent)
+        return path.read_bytes()
     except OSError as error:
-        raise CheckpointNotWritten(
-            f"Cannot write {path} ({error.strerror}): free space or make the folder writable, then start again; "
-            "earlier checkpoints are intact."
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        _log.warning("Checkpoint %s cannot be read (%s).", path, error.strerror)
+        return b""

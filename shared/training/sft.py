@@ -26,7 +26,7 @@ from shared.experiment.files import plain, write_json
 from shared.experiment.records import RunDirectory
 from shared.megatron.model import ModelConfig, build_model, forward_logits, parameter_count
 from shared.rl.evaluate import evaluate_policy, pad_sequences
-from shared.training.checkpoint import Checkpoints, save_weights
+from shared.training.checkpoint import Checkpoints, resume, save_weights
 from shared.training.schedules import linear
 
 if TYPE_CHECKING:
@@ -105,7 +105,11 @@ def train_sft(config: SFTConfig, run: RunContext) -> GPTModel:
     )
     tokens_PL, response_PL = derivation_pool(config)
     checkpoints = Checkpoints(run.checkpoints)
-    for step in range(_resume(checkpoints, run, model, optimizer), config.steps):
+    first, state = resume(run, checkpoints)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(first, config.steps):
         started = time.perf_counter(), time.process_time()
         rows = batch_rows(config, step)
         lr = config.lr * linear(step, config.warmup_steps, config.steps, config.final_lr_fraction)
@@ -126,16 +130,6 @@ def train_sft(config: SFTConfig, run: RunContext) -> GPTModel:
         if stop and done < config.steps:
             raise Interrupted(f"Stopped after step {step} of {config.steps}, checkpoint saved: start again to go on.")
     return model
-
-
-def _resume(checkpoints: Checkpoints, run: RunContext, model: GPTModel, optimizer: torch.optim.Optimizer) -> int:
-    found = checkpoints.latest()
-    step, state = found if found is not None else (0, None)
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    run.rewind(step - 1)
-    return step
 
 
 def _refuse_non_finite(step: int, rows: Tensor, checkpoints: Checkpoints, **values: float) -> None:

@@ -90,7 +90,7 @@ def test_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointNotWritten, match=r"No space left.*earlier checkpoints are intact"):
+    with pytest.raises(CheckpointNotWritten, match=r"No space left.*saved before is intact"):
         checkpoints.save(2, state(2))
     monkeypatch.undo()
     assert len(list(tmp_path.iterdir())) == 1
@@ -106,7 +106,7 @@ def test_unwritable_folder_is_named(tmp_path):
 def test_a_killed_writer_leaves_only_an_ignored_temporary_file(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     path = checkpoints.save(1, state(1))
-    (tmp_path / f".{path.name}.abc").write_bytes(path.read_bytes()[:100])
+    (tmp_path / f".{path.name}.abc.tmp").write_bytes(path.read_bytes()[:100])
     (tmp_path / "step-00000007.pt").write_bytes(b"not ours")
     assert Checkpoints(tmp_path).latest()[0] == 1
 

@@ -1,0 +1,136 @@
+"""Kill a run again and again until it completes; the children are forked from a server that has imported everything.
+
+    report = kill_until(subject, folder, reference, kills=24, seed=0)
+
+Each attempt dies at a random event (before, after or in the middle of a system call), before a random step's row, or at
+a random time, and the next one goes on in the same folder. Whenever an attempt completes, its result must equal the
+reference to the bit; then a new chain begins.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.experiment.records import RunDirectory
+from tests.ranks import PRELOAD
+from tests.reliability.faults import Faults
+from tests.reliability.subjects import Subject
+
+LIMIT_S = 60.0
+WAYS = ("before", "after", "torn", "step", "time")
+
+
+@dataclass
+class Report:
+    """kills: how many of each kind hit. chains: runs that completed after kills. events, seconds: of the reference."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    chains: int = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An undisturbed run: its result, how many events, rows and seconds it took."""
+
+    result: dict[str, Any]
+    events: int
+    steps: int
+    seconds: float
+
+
+def attempt(function: Callable[..., None], *args: Any, kill_after_s: float | None = None) -> tuple[int, Any]:
+    """Exit code (-9 when killed) and answer of `function(*args)` in a forked child. Raises what the child raised."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, "tests.reliability.campaign"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(function, args, theirs))
+    process.start()
+    theirs.close()
+    process.join(LIMIT_S if kill_after_s is None else kill_after_s)
+    process.kill()
+    process.join()
+    try:
+        error, answer = ours.recv()
+    except EOFError:
+        error, answer = None, None
+    if error:
+        raise RuntimeError(f"the child failed:\n{error}")
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode, answer
+
+
+def _child(function: Callable[..., Any], args: tuple[Any, ...], answer: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        answer.send((None, function(*args)))
+    except BaseException:
+        answer.send((traceback.format_exc(), None))
+
+
+def undisturbed(subject: Subject, folder: Path) -> Reference:
+    """Run once to the end, counting."""
+    _, (events, steps, seconds) = attempt(counted, subject, folder)
+    return Reference(subject.result(folder), events, steps, seconds)
+
+
+def counted(subject: Subject, folder: Path) -> tuple[int, int, float]:
+    folder.mkdir()
+    started, rows = time.monotonic(), []
+    real = RunDirectory.log
+    RunDirectory.log = lambda self, step, **metrics: (rows.append(step), real(self, step, **metrics))[1]
+    with Faults(folder) as faults:
+        subject.run(folder)
+    return faults.events, len(rows), time.monotonic() - started
+
+
+def disturbed(subject: Subject, folder: Path, way: str, at: int) -> None:
+    """Run, or go on, and die on the way unless the run is over before."""
+    folder.mkdir(exist_ok=True)
+    if way == "time":
+        subject.run(folder)
+        return
+    if way == "step":
+        real, left = RunDirectory.log, [at]
+
+        def log(self: RunDirectory, step: int, **metrics: float) -> None:
+            if left[0] == 0:
+                signal.raise_signal(signal.SIGKILL)
+            left[0] -= 1
+            real(self, step, **metrics)
+
+        RunDirectory.log = log
+        subject.run(folder)
+        return
+    with Faults(folder, kill_at=at, how=way):  # pyright: ignore[reportArgumentType]
+        subject.run(folder)
+
+
+def kill_until(subject: Subject, folder: Path, reference: Reference, kills: int, seed: int) -> Report:
+    """Chains of kills until `kills` have hit; asserts that each chain ends as the reference."""
+    rng, report = random.Random(f"{subject.name} {seed}"), Report()
+    while sum(report.kills.values()) < kills:
+        place, story = folder / f"chain{report.chains}", []
+        while True:
+            way = rng.choice(WAYS)
+            at = rng.randrange(reference.steps if way == "step" else reference.events)
+            delay = rng.uniform(0.0, reference.seconds) if way == "time" else None
+            story.append((way, delay or at))
+            code, _ = attempt(disturbed, subject, place, way, at, kill_after_s=delay)
+            if code == 0:
+                break
+            report.kills[way] += 1
+        report.chains += 1
+        found = subject.result(place)
+        assert found == reference.result, f"{subject.name} differs in {place} after {story}"
+    return report
