@@ -8,6 +8,7 @@ per_rank = run_ranks(losses, Layout(tp=2), config)         # results in rank ord
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 import time
 import traceback
@@ -52,7 +53,7 @@ def _collect(pipes: list[Any], timeout: float) -> list[Any]:
         for pipe in ready:
             rank = pipes.index(pipe)
             try:
-                error, results[rank] = pipe.recv()
+                error, results[rank] = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 raise RuntimeError(f"rank {rank} died without an answer") from None
             if error:
@@ -73,6 +74,11 @@ def _rank(
         files = dist.FileStore(str(Path(store)), layout.world_size)
         dist.init_process_group("gloo", store=files, rank=rank, world_size=layout.world_size)
         initialize("cpu", layout)
-        answer.send((None, function(rank, *args)))
+        answer.send_bytes(_packed(None, function(rank, *args)))
     except BaseException:
-        answer.send((traceback.format_exc(), None))
+        answer.send_bytes(_packed(traceback.format_exc(), None))
+
+
+def _packed(error: str | None, result: Any) -> bytes:
+    """Tensors by value: torch would send a handle of memory that goes with the process."""
+    return pickle.dumps((error, result))
