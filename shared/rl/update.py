@@ -6,15 +6,15 @@ loss, norm = update.step(loss, scale=1.0)     # the step is not taken if either 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from shared.megatron.config import ModelConfig
+from shared.megatron.optimizer import AdamWConfig
 from shared.rl.config import OptimizerConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class Update(Protocol):
@@ -69,6 +69,54 @@ class LocalUpdate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.adamw.load_state_dict(state)
+
+
+class ParallelUpdate:
+    """Megatron's gradient reduction and optimizer, on this rank's part of the model (`parallel.chunks[0]`)."""
+
+    def __init__(self, config: OptimizerConfig, model: ModelConfig) -> None:
+        from shared.megatron.parallel import ParallelModel
+
+        if config.head_lr is not None:
+            _require_head(not model.tie_embeddings)
+        self.config = config
+        self.parallel = ParallelModel(model, adamw(config), seed=0)
+
+    def step(self, loss: Tensor | None, scale: float) -> tuple[float, float]:
+        """See `Update.step`."""
+        from megatron.core import parallel_state
+
+        self.parallel.zero_grad()
+        if loss is not None:
+            loss.backward()
+        total = loss.detach().clone() if loss is not None else torch.zeros((), device=self.parallel.device)
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        self.parallel.reduce_gradients()
+        if not math.isfinite(float(total)):
+            return float(total), math.nan
+        return float(total), self.parallel.step(self.config.body_lr * scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and optimizer state, sharded, for `DistributedCheckpoints.save`."""
+        return self.parallel.sharded_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `DistributedCheckpoints.load` returned."""
+        self.parallel.load_sharded_state(state)
+
+
+def adamw(config: OptimizerConfig) -> AdamWConfig:
+    """The same settings for Megatron's optimizer."""
+    scale = {} if config.head_lr is None else {"output_layer.": config.head_lr / config.body_lr}
+    return AdamWConfig(
+        lr=config.body_lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        decay_vectors=True,
+        grad_clip=config.grad_clip,
+        lr_scale=scale,
+    )
 
 
 def _require_head(present: bool) -> None:
