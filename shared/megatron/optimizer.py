@@ -80,9 +80,6 @@ class FusedAdam(torch.optim.Optimizer):
                 self._step(group, params)
 
     def _step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         states = [self.state[p] for p in params]
         step = torch.tensor(float(group["step"]), device=params[0].device)
         torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
@@ -140,6 +137,8 @@ def build_optimizer(config: AdamWConfig, chunks: Sequence[Any], names: Mapping[t
     for group in optimizer.param_groups:
         # Megatron leaves this to its learning-rate scheduler, which we do not use.
         group["weight_decay"] = config.weight_decay * group["wd_mult"]
+    for part in optimizer.chained_optimizers:
+        part.init_state_fn(part.optimizer, part.config)
     return optimizer
 
 

@@ -24,7 +24,8 @@ from shared.megatron.config import ModelConfig
 from shared.megatron.init import current_layout, initialize, quiet_imports
 from shared.megatron.model import build_chunks, run_layers, token_losses
 from shared.megatron.optimizer import AdamWConfig, build_optimizer, update
-from shared.megatron.shim import construction, install
+from shared.megatron.optimizer_state import load_optimizer_state, sharded_optimizer_state
+from shared.megatron.shim import install
 from shared.megatron.spec import zigzag
 from shared.moe.layer import take_aux_loss, token_weight
 
@@ -33,9 +34,6 @@ with quiet_imports():
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt import GPTModel
     from megatron.core.pipeline_parallel import get_forward_backward_func
-
-# Optimizer state in the shapes of the parameters, the same however the parameters were sharded.
-_RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 @dataclass(frozen=True)
@@ -199,16 +197,14 @@ class ParallelModel:
             model = {"model": chunks[0].sharded_state_dict()}
         else:
             model = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
-        with construction():  # distrib_optimizer.py:1089 gathers the state by way of the GPU
-            optimizer = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_RESHARDABLE)
-        return {**model, "optimizer": optimizer}
+        return {**model, "optimizer": sharded_optimizer_state(self.optimizer, model, loading)}
 
     @torch.no_grad()
     def load_sharded_state(self, state: dict[str, Any]) -> None:
         """Take over what `dist_checkpointing.load(sharded_state(loading=True), ...)` returned."""
         for index, chunk in enumerate(self._chunks):
             chunk.load_state_dict(state["model" if len(self._chunks) == 1 else f"model{index}"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
 
 
 def _loss(chunk: GPTModel, labels_BT: torch.Tensor, mask_BT: torch.Tensor, hidden_TBH: torch.Tensor) -> Any:
