@@ -6,12 +6,14 @@ Standard library only at import; each command imports what it needs.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from papers import _flags as flags
 from shared.experiment.contracts import AssayError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +27,7 @@ examples:
   python -m papers run cegppo --all                       the grid behind the committed table
   python -m papers run cegppo --study full --arm grpo --seed 3
   python -m papers run cegppo --study tabular --set lr=0.05    into proxy-custom, never judged with the rest
+  python -m papers run cegppo --study full --tp 2 --dp 2       every run as a group of 4 processes, docs/cluster.md
   python -m papers promote cegppo                         copy complete records of a clean commit into results/
 """
 
@@ -36,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"error: {message}. See: {self.prog} --help\n")
 
 
-COMMANDS = ("list", "show", "run", "check", "promote", "tables", "canary")
+COMMANDS = ("list", "show", "run", "check", "promote", "tables", "canary", "dryrun")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise suggest("command", words[0], COMMANDS)
         return _dispatch(_parser().parse_args(words), words)
     except AssayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Under torchrun every rank meets the same error.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -83,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     canary = commands.add_parser("canary", help="replay the first steps of some arms, or record them anew")
     canary.add_argument("action", choices=("check", "record"))
     canary.add_argument("papers", nargs="*", help="default: all")
+    _add_dryrun(commands.add_parser("dryrun", help="the paper's own setting: parameters, memory, hours, launch files"))
     return parser
 
 
@@ -103,6 +109,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON, everything else on stderr")
     _add_out(parser)
+    flags.add_layout(parser)
+    flags.add_slurm(parser)
+
+
+def _add_dryrun(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paper")
+    parser.add_argument("--size", action="append", default=[], help="only this model; repeatable (default: all)")
+    assumed = parser.add_argument_group("assumptions", "replace them with your measurements, see docs/dryrun.md")
+    assumed.add_argument("--mfu", type=float, default=0.35, metavar="X", help="of training (default: 0.35)")
+    assumed.add_argument(
+        "--mean-response", type=_positive, default=8192, metavar="TOKENS", help="average length (default: 8192)"
+    )
+    assumed.add_argument(
+        "--rollout-speed", type=float, metavar="TOKENS", help="per second and GPU (default: what an MFU of 5 %% gives)"
+    )
+    _add_out(parser)
+    flags.add_layout(parser)
 
 
 def _positive(text: str) -> int:
@@ -122,6 +145,8 @@ def _dispatch(chosen: argparse.Namespace, words: Sequence[str]) -> int:
         return 0
     if chosen.command == "run":
         return _run(chosen, words)
+    if chosen.command == "dryrun":
+        return _dryrun(chosen)
     return 0 if _maintain(chosen) else 1
 
 
@@ -146,13 +171,12 @@ def _maintain(chosen: argparse.Namespace) -> bool:
 def _run(chosen: argparse.Namespace, words: Sequence[str]) -> int:
     from rich.console import Console
 
-    from shared.experiment import catalog
-    from shared.experiment.launcher import INTERRUPTED, run_experiment
+    from shared.experiment import catalog, cluster, launcher, torchrun
     from shared.experiment.plan import Selection
     from shared.experiment.report import report
 
     console = Console(stderr=chosen.json, highlight=False)
-    experiment = catalog.experiment(chosen.paper)
+    experiment, layout = catalog.experiment(chosen.paper), flags.layout(chosen)
     selection = Selection(
         whole_grid=chosen.all,
         studies=tuple(chosen.study),
@@ -160,19 +184,35 @@ def _run(chosen: argparse.Namespace, words: Sequence[str]) -> int:
         seeds=tuple(chosen.seed),
         overrides=_overrides(chosen.set),
     )
-    outcome = run_experiment(
-        experiment,
-        chosen.scale,
-        selection,
-        chosen.out,
-        console=console,
-        workers=chosen.workers,
-        go_on=_same_command(words),
-    )
-    agrees = outcome.code == INTERRUPTED or report(experiment, outcome.folder, chosen.out, chosen.json)
+    what = (experiment, chosen.scale, selection, chosen.out)
+    if chosen.slurm or chosen.slurm_dry_run:
+        cluster.submit(*what, console=console, layout=layout, slurm=flags.slurm(chosen), dry_run=chosen.slurm_dry_run)
+        return 0
+    if torchrun.started_us():
+        go_on = f"torchrun (with its options) -m papers {shlex.join(words)}"
+        outcome = torchrun.run_experiment(*what, console=console, layout=layout, go_on=go_on)
+        if not torchrun.is_first():
+            return outcome.code
+    else:
+        go_on, workers = _same_command(words), chosen.workers
+        outcome = launcher.run_experiment(*what, console=console, layout=layout, workers=workers, go_on=go_on)
+    agrees = outcome.code == launcher.INTERRUPTED or report(experiment, outcome.folder, chosen.out, chosen.json)
     for message in outcome.messages:
         console.print(message, markup=False, soft_wrap=True)
     return outcome.code or int(not agrees)
+
+
+def _dryrun(chosen: argparse.Namespace) -> int:
+    from shared.dryrun.report import main
+    from shared.dryrun.work import Assumptions
+    from shared.megatron.layout import Layout
+
+    assumed = Assumptions(mfu=chosen.mfu, mean_response=chosen.mean_response, rollout_speed=chosen.rollout_speed)
+    layout = flags.layout(chosen)
+    own = None if layout == Layout() else layout
+    for table in main(chosen.paper, chosen.size, own, assumed, chosen.out):
+        print(table, end="\n\n")
+    return 0
 
 
 def _overrides(settings: Sequence[str]) -> dict[str, str]:

@@ -71,7 +71,8 @@ class Study:
     `scales["proxy"]` that the default command runs; `None` means that only `--all` runs the study.
     `cost_cpu_s` is the expected cost of one run at proxy scale, for the first estimate of the remaining time.
     `canary` names the arm whose first steps CI replays. `curves` names the metrics whose rows are committed when the
-    study is promoted, all of them when empty; summaries are always committed whole.
+    study is promoted, all of them when empty; summaries are always committed whole. `parallel` names the fields of
+    `shared.megatron.layout.Layout` that `run` can follow (`("tp", "dp")`); without any, a run is one process.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Study:
     cost_cpu_s: float = 1.0
     canary: str | None = None
     curves: tuple[str, ...] = ()
+    parallel: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,11 @@ class Experiment:
 
 
 class RunContext(Protocol):
-    """One run as its `run` function sees it. Implemented by `shared.experiment.records.RunDirectory`."""
+    """One run as its `run` function sees it. Implemented by `shared.experiment.records.RunDirectory`.
+
+    A run that is spread over processes calls `run` in each of them, with `shared.experiment.ranks.RankContext`: groups
+    are set up (`current_layout()`), only rank 0 writes, and `rows` and `stop_requested` are collective.
+    """
 
     config: Any
     seed: int

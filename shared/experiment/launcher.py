@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from shared.experiment import artifacts, codehash, progress, provenance, warm, worker
 from shared.experiment.claims import claims_hash, validate
-from shared.experiment.contracts import Artifact, AssayError, Experiment, Study
+from shared.experiment.contracts import Artifact, AssayError, Experiment
 from shared.experiment.cores import available_cores
 from shared.experiment.files import RunBusy, config_hash, ensure_writable, move_aside
+from shared.experiment.group import GroupTask
+from shared.experiment.layouts import check_layout
 from shared.experiment.overrides import suggest
 from shared.experiment.plan import Job, Selection, plan
 from shared.experiment.pool import Entry, Pool
 from shared.experiment.records import Status, lock_of, status
 from shared.experiment.worker import BuildTask, RunTask
+from shared.megatron.layout import Layout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,11 +55,33 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Planned:
+class Planned:
+    """One run, and what its record held when it was looked at."""
+
     job: Job
     path: Path
     code_hash: str
     found: Status
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a launch is about: every run, the entries to work on, and the artifacts that are there already."""
+
+    planned: list[Planned]
+    entries: list[Entry]
+    built: dict[str, artifacts.Built]
+    root: Path
+
+    @property
+    def todo(self) -> list[Planned]:
+        """Runs without a complete record."""
+        return [item for item in self.planned if item.found.kind != "complete"]
+
+    @property
+    def folder(self) -> str:
+        """The scale's folder under the paper's."""
+        return self.root.name
 
 
 def run_experiment(
@@ -67,15 +92,39 @@ def run_experiment(
     *,
     console: Console,
     workers: int | None = None,
+    layout: Layout | None = None,
     go_on: str = "run the same command again",
 ) -> Outcome:
     """Bring every selected run to a complete record; `go_on` is the command that a stopped user is told.
 
-    Raises an `AssayError` before any work for unknown names, unwritable folders and runs that another process works on.
+    `layout` spreads each run over processes, which together count as one of the `workers`.
+    Raises an `AssayError` before any work for unknown names, unwritable folders, layouts that a study or a model does
+    not allow, and runs that another process works on.
     """
+    layout = layout or Layout()
+    prepared = prepare(experiment, scale, selection, runs_root, console=console, layout=layout)
+    if not prepared.todo:
+        return Outcome(0, prepared.folder, len(prepared.planned), 0)
+    workers = workers or (1 if scale == "gpu" else max(1, available_cores() // layout.world_size))
+    studies = {item.job.study.name: item.job.study for item in prepared.todo}.values()
+    reached = {name for study in studies for name in codehash.reached_modules(experiment.paper, study)}
+    agent = () if layout == Layout() else ("torch.distributed.launcher.api",)
+    preload = [worker.__name__, *sorted(reached), *agent, warm.__name__]
+    processes = f", {layout.world_size} processes each ({layout})" if agent else ""
+    _say(console, f"Workers: {workers}{processes}. Records: {prepared.root}")
+    with progress.display(console, prepared.entries, workers) as observer:
+        finished = Pool(prepared.entries, workers, preload, observer, prepared.built).run()
+    return conclude(prepared, finished, go_on)
+
+
+def prepare(
+    experiment: Experiment, scale: str, selection: Selection, runs_root: Path, *, console: Console, layout: Layout
+) -> Prepared:
+    """Check everything, say what is reused, and move untrusted records aside. Raises as `run_experiment`."""
     validate(experiment)
     _check_headlines(experiment)
     jobs = plan(experiment, scale, selection)
+    check_layout(experiment, jobs, scale, layout)
     folder = f"{scale}-custom" if selection.overrides else scale
     root = ensure_writable(Path(runs_root) / experiment.paper / folder)
     addresses = _addresses(experiment, jobs, scale)
@@ -83,17 +132,8 @@ def run_experiment(
     _refuse_busy(planned)
     _tell(console, planned)
     todo = [item for item in planned if item.found.kind != "complete"]
-    if not todo:
-        return Outcome(0, folder, len(planned), 0)
-    workers = workers or (1 if scale == "gpu" else available_cores())
     built = _built(experiment, todo, scale, console)
-    entries = _entries(experiment, todo, scale, addresses, built)
-    reached = {name for study in _studies(todo) for name in codehash.reached_modules(experiment.paper, study)}
-    preload = [worker.__name__, *sorted(reached), warm.__name__]
-    console.print(f"Workers: {workers}. Records: {root}", highlight=False, soft_wrap=True)
-    with progress.display(console, entries, workers) as observer:
-        finished = Pool(entries, workers, preload, observer, built).run()
-    return _conclude(planned, entries, finished, folder, go_on)
+    return Prepared(planned, _entries(experiment, todo, scale, layout, addresses, built), built, root)
 
 
 def _check_headlines(experiment: Experiment) -> None:
@@ -111,10 +151,6 @@ def _check_headlines(experiment: Experiment) -> None:
             )
 
 
-def _studies(planned: Sequence[_Planned]) -> list[Study]:
-    return list({item.job.study.name: item.job.study for item in planned}.values())
-
-
 def _addresses(experiment: Experiment, jobs: Sequence[Job], scale: str) -> dict[str, str]:
     """Artifact name -> content address, for those that the jobs need."""
     known = {artifact.name: artifact for artifact in experiment.artifacts}
@@ -125,7 +161,7 @@ def _addresses(experiment: Experiment, jobs: Sequence[Job], scale: str) -> dict[
     return {name: artifacts.address(known[name], scale) for name in needed}
 
 
-def _look(experiment: Experiment, jobs: Sequence[Job], root: Path, addresses: Mapping[str, str]) -> list[_Planned]:
+def _look(experiment: Experiment, jobs: Sequence[Job], root: Path, addresses: Mapping[str, str]) -> list[Planned]:
     hashes: dict[str, str] = {}
     planned = []
     for job in jobs:
@@ -133,11 +169,11 @@ def _look(experiment: Experiment, jobs: Sequence[Job], root: Path, addresses: Ma
         if name not in hashes:
             hashes[name] = codehash.study_hash(experiment.paper, job.study, addresses)
         path = root / name / job.arm / f"seed{job.seed}"
-        planned.append(_Planned(job, path, hashes[name], status(path, config_hash(job.config), hashes[name])))
+        planned.append(Planned(job, path, hashes[name], status(path, config_hash(job.config), hashes[name])))
     return planned
 
 
-def _refuse_busy(planned: Sequence[_Planned]) -> None:
+def _refuse_busy(planned: Sequence[Planned]) -> None:
     for item in planned:
         lock = lock_of(item.path)
         if item.found.kind != "complete" and lock.path.exists():
@@ -147,7 +183,7 @@ def _refuse_busy(planned: Sequence[_Planned]) -> None:
             lock.release()
 
 
-def _tell(console: Console, planned: Sequence[_Planned]) -> None:
+def _tell(console: Console, planned: Sequence[Planned]) -> None:
     """Say what is reused, resumed and made again, and move the untrusted aside."""
     counts = Counter(item.found.kind for item in planned)
     words = {
@@ -174,14 +210,12 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _needed(experiment: Experiment, todo: Sequence[_Planned]) -> list[Artifact]:
+def _needed(experiment: Experiment, todo: Sequence[Planned]) -> list[Artifact]:
     names = {name for item in todo for name in item.job.study.artifacts}
     return [artifact for artifact in experiment.artifacts if artifact.name in names]
 
 
-def _built(
-    experiment: Experiment, todo: Sequence[_Planned], scale: str, console: Console
-) -> dict[str, artifacts.Built]:
+def _built(experiment: Experiment, todo: Sequence[Planned], scale: str, console: Console) -> dict[str, artifacts.Built]:
     """Entry key -> artifact, for those that are in the cache and whole."""
     built = {}
     for artifact in _needed(experiment, todo):
@@ -202,8 +236,9 @@ def _key(artifact: Artifact) -> str:
 
 def _entries(
     experiment: Experiment,
-    todo: Sequence[_Planned],
+    todo: Sequence[Planned],
     scale: str,
+    layout: Layout,
     addresses: Mapping[str, str],
     built: Mapping[str, artifacts.Built],
 ) -> list[Entry]:
@@ -212,11 +247,12 @@ def _entries(
         if _key(artifact) not in built:
             task = BuildTask(artifact, scale, addresses[artifact.name])
             entries.append(Entry(_key(artifact), "artifacts", task, artifact.cost_cpu_s if scale == "proxy" else 1.0))
-    origin = {**provenance.collect(), "claims_hash": claims_hash(experiment), "threads": 1}
+    origin = {**provenance.collect(), "claims_hash": claims_hash(experiment), "threads": 1, "layout": str(layout)}
     for item in todo:
         job = item.job
         record: dict[str, Any] = {**origin, "code_hash": item.code_hash}
-        task = RunTask(job.study.run, item.path, job.config, job.seed, job.arm, job.study.name, scale, {}, record)
+        parts = (job.study.run, item.path, job.config, job.seed, job.arm, job.study.name, scale, {}, record)
+        task = RunTask(*parts) if layout == Layout() else GroupTask(*parts, layout)
         needs = {name: f"artifact {name}" for name in job.study.artifacts}
         # Declared costs are those of the proxy scale; elsewhere runs count alike until they are measured.
         cost = job.study.cost_cpu_s if scale == "proxy" else 1.0
@@ -224,9 +260,9 @@ def _entries(
     return entries
 
 
-def _conclude(
-    planned: Sequence[_Planned], entries: Sequence[Entry], finished: bool, folder: str, go_on: str
-) -> Outcome:
+def conclude(prepared: Prepared, finished: bool, go_on: str) -> Outcome:
+    """How the launch ended, from the endings of its entries; `finished` is False if a signal cut it short."""
+    planned, entries, folder = prepared.planned, prepared.entries, prepared.folder
     runs = [entry for entry in entries if isinstance(entry.task, RunTask)]
     left = sum(entry.ending != "done" for entry in runs)
     complete = len(planned) - left

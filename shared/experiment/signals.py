@@ -14,6 +14,11 @@ def stop_requested() -> bool:
     return _stop.is_set()
 
 
+def request_stop(*_: object) -> None:
+    """As if SIGTERM had arrived; also fits as a signal handler."""
+    _stop.set()
+
+
 class StopSignals:
     """While installed, the first SIGTERM or SIGINT sets the flag and the second acts as if we were not here.
 

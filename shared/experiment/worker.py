@@ -39,12 +39,12 @@ class RunTask:
     artifacts: Mapping[str, artifacts.Built]
     provenance: Mapping[str, Any]
 
-    def execute(self, note: Callable[[str], None]) -> None:
-        """Run, resume, or leave alone what another process completed meanwhile."""
+    def open(self) -> records.RunDirectory:
+        """Lock the record and make it ready. Raises what `RunDirectory.open` raises."""
         paths = {name: built.path for name, built in self.artifacts.items()}
         used = {name: {"address": b.address, "content": b.content} for name, b in self.artifacts.items()}
         provenance = {**self.provenance, "artifacts": used}
-        with records.RunDirectory.open(
+        run = records.RunDirectory.open(
             self.path,
             self.config,
             self.seed,
@@ -53,9 +53,15 @@ class RunTask:
             self.scale,
             artifacts=paths,
             provenance=provenance,
-        ) as run:
+        )
+        if run.completed is None:
+            (run.dir / ERROR_FILE).unlink(missing_ok=True)
+        return run
+
+    def execute(self, note: Callable[[str], None]) -> None:
+        """Run, resume, or leave alone what another process completed meanwhile."""
+        with self.open() as run:
             if run.completed is None:
-                (run.dir / ERROR_FILE).unlink(missing_ok=True)
                 run.finish(self.run(run))
 
     @property
@@ -100,7 +106,7 @@ def child(task: RunTask | BuildTask, channel: Connection, environment: Mapping[s
     except Interrupted as stop:
         _send(channel, "stopped", str(stop))
     except Exception as error:
-        _send(channel, "failed", _sentence(error), _keep_traceback(task.error_file))
+        _send(channel, "failed", sentence(error), _keep_traceback(task.error_file))
 
 
 def _send(channel: Connection, *message: Any) -> None:
@@ -117,7 +123,8 @@ def _end_with_parent(channel: Connection) -> None:
         os._exit(1)
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """One line for a person; named errors speak for themselves."""
     text = " ".join(str(error).split())
     return text if isinstance(error, AssayError) else f"{type(error).__name__}: {text}"
 
