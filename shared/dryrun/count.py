@@ -4,8 +4,8 @@
     counts.total, [stage.dense for stage in counts.stages]
 
 Special: one process stands in for ranks of a world that does not exist. torch's fake process group answers for the
-others and the meta device holds shapes only, so the modules are those that a cluster builds, whatever its size. Megatron
-keeps its groups in globals; a child process has them, and this one stays as it was.
+others and the meta device holds shapes only, so the modules are those that a cluster builds, whatever its size.
+Megatron keeps its groups in globals; a child process has them, and this one stays as it was.
 """
 
 from __future__ import annotations

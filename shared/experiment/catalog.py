@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from typing import Any
 
 from shared.experiment.contracts import Card, Experiment
 from shared.experiment.overrides import suggest
@@ -39,6 +40,12 @@ def experiment(paper: str) -> Experiment:
     """EXPERIMENT of `papers/<paper>/experiment.py`. Raises `UnknownName` with the closest name."""
     _refuse_unknown(paper, experiments())
     return importlib.import_module(f"papers.{paper}.experiment").EXPERIMENT
+
+
+def full_setting(paper: str) -> Any:
+    """Module `papers/<paper>/full.py`: SIZES and full(size). Raises `UnknownName` with the closest name."""
+    _refuse_unknown(paper, sorted(path.parent.name for path in (ROOT / "papers").glob("[!_.]*/full.py")))
+    return importlib.import_module(f"papers.{paper}.full")
 
 
 def _refuse_unknown(paper: str, known: Iterable[str]) -> None:

@@ -17,6 +17,10 @@ class NothingToRun(AssayError):
     """The selection is empty."""
 
 
+class FullScaleNotBuilt(AssayError):
+    """The paper's own setting was asked for, and the trainer cannot run it yet."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """What the command line asked for. Empty means the headline set, or everything with `whole_grid`.
@@ -52,8 +56,17 @@ def arm_config(study: Study, arm: str, scale: str) -> Any:
 
 
 def plan(experiment: Experiment, scale: str, selection: Selection) -> list[Job]:
-    """Runs of the selection. Raises `UnknownName` with the closest name, `BadValue`, `NothingToRun`."""
+    """Runs of the selection.
+
+    Raises `UnknownName` with the closest name, `BadValue`, `NothingToRun`, `FullScaleNotBuilt`.
+    """
     known_scales = dict.fromkeys(name for study in experiment.studies for name in study.scales)
+    if scale == "full" and scale not in known_scales:
+        raise FullScaleNotBuilt(
+            "Scale full is not built yet. Training lacks the start from a Hugging Face model, the paper's data and "
+            "graders, updates in micro-batches with logits that stay split over the ranks, and rollouts by vLLM "
+            f"servers. To see what such a run needs, and its launch files: python -m papers dryrun {experiment.paper}"
+        )
     if scale not in known_scales:
         raise suggest("scale", scale, known_scales)
     _check_names(experiment, selection)
