@@ -168,7 +168,7 @@ def ensure_writable(folder: Path) -> Path:
             pass
     except OSError as error:
         raise Unwritable(
-            f"Cannot write to {folder} ({error.strerror}): choose another folder or make this one writable."
+            f"Cannot write to {folder} ({error.strerror}): free space, choose another folder or make this one writable."
         ) from error
     return folder
 

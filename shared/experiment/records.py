@@ -203,7 +203,8 @@ class RunDirectory:
             )
         try:
             run._artifacts = artifacts or {}
-            run._prepare(dict(provenance) if provenance is not None else provenance_of.collect())
+            with writing(run.dir):
+                run._prepare(dict(provenance) if provenance is not None else provenance_of.collect())
         except BaseException:
             run.close()
             raise

@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 
+from shared.data.markov import MarkovText
 from shared.data.tasks import get_task
 from shared.experiment import artifacts, provenance
 from shared.experiment.contracts import Artifact
@@ -24,6 +25,7 @@ from shared.experiment.records import RunDirectory, read_summary
 from shared.megatron.model import ModelConfig, build_model
 from shared.rl.trainer import train_rl
 from shared.training.checkpoint import Checkpoints, save_weights
+from shared.training.pretrain import PretrainConfig, pretrain
 from shared.training.sft import SFTConfig, build_sft_policy
 from tests.rl.test_learner import FirstTokenEven
 from tests.rl.test_learner import config as rl_config
@@ -35,6 +37,17 @@ SFT = SFTConfig(
 )
 RL = rl_config(
     task=FirstTokenEven(), rollouts=6, dynamic_sampling="drop", prompts=4, eval_problems=2, checkpoint_every=2
+)
+PRETRAIN = PretrainConfig(
+    ModelConfig(1, 16, 2, 1, 8, 24, 32, 16),
+    sequence_length=16,
+    global_batch_size=4,
+    micro_batch_size=2,
+    steps=8,
+    lr=1e-2,
+    warmup_steps=2,
+    checkpoint_every=2,
+    eval_every=4,
 )
 PROVENANCE = {"commit": "c", "claims_hash": "h", "code_hash": "x", "dirty": False}
 
@@ -80,8 +93,8 @@ def run_rl(folder: Path) -> None:
             run.finish({**summary, "state": digest_of_latest(run.checkpoints)})
 
 
-def rl_result(folder: Path) -> dict[str, Any]:
-    """Summary, hash over weights and optimizer state after the last rollout, rows."""
+def run_result(folder: Path) -> dict[str, Any]:
+    """Summary, which holds hashes of weights and optimizer state after the last step; rows."""
     return {"summary": read_summary(folder / "run")["summary"], "rows": (folder / "run/metrics.jsonl").read_bytes()}
 
 
@@ -106,4 +119,22 @@ def digest_of_latest(folder: Path) -> str:
     return total.hexdigest()
 
 
-SUBJECTS = {s.name: s for s in (Subject("SFT", run_sft, sft_result), Subject("RL", run_rl, rl_result))}
+def run_pretraining(folder: Path) -> None:
+    with RunDirectory.open(folder / "run", PRETRAIN, 0, provenance=PROVENANCE) as run:
+        if run.completed is None:
+            summary = pretrain(PRETRAIN, run, MarkovText(vocab_size=32))
+            (latest,) = run.checkpoints.glob(f"step-{PRETRAIN.steps:08d}-*")
+            files = json.loads((latest / "manifest.json").read_text())["files"]
+            # torch's index of the shards holds a random id.
+            tensors = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")}
+            run.finish({**summary, "state": tensors})
+
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject("SFT", run_sft, sft_result),
+        Subject("RL", run_rl, run_result),
+        Subject("pretraining", run_pretraining, run_result),
+    )
+}

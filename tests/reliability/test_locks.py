@@ -5,6 +5,7 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.reliability.campaign import attempt
 from tests.reliability.subjects import PROVENANCE, RL, SFT
 
 
-def open_run(path: Path, config=RL) -> RunDirectory:
+def open_run(path: Path, config: Any = RL) -> RunDirectory:
     return RunDirectory.open(path, config, 0, provenance=PROVENANCE)
 
 
