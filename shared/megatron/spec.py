@@ -227,7 +227,11 @@ def _te_layer(config: ModelConfig) -> ModuleSpec:
             'backend="te" needs Transformer Engine: pip install "transformer-engine[pytorch]" (CUDA only), or use '
             'backend="local"'
         )
-    return gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    return gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
+        # A dense layer has its second norm inside the MLP, which experts replace.
+        num_experts=config.moe.num_experts if config.moe else None,
+        qk_layernorm=config.qk_layernorm,
+    )
 
 
 def _local_layer(config: ModelConfig) -> ModuleSpec:
@@ -251,10 +255,8 @@ def _local_layer(config: ModelConfig) -> ModuleSpec:
         ),
         mlp_bda=cast(Any, get_bias_dropout_add),
         # Transformer Engine's names for the norms, so that distributed checkpoints fit both kinds of layer.
-        sharded_state_dict_keys_map={
-            "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-            "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-        },
+        sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+        | ({} if config.moe else {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}),
     )
     return ModuleSpec(module=TransformerLayer, submodules=layer)
 

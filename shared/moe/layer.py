@@ -79,7 +79,8 @@ class _Attach(torch.autograd.Function):
         if _token_weight is None:
             raise UnknownTokenWeight(
                 "experts with aux_loss_coeff > 0 need to know how much one token weighs in the loss: call backward() "
-                "inside `with token_weight(1 / tokens)` of shared.moe.layer, or train with ParallelModel"
+                "inside `with token_weight(1 / tokens)` of shared.moe.layer, train with ParallelModel, or set "
+                "aux_loss_coeff=0"
             )
         (loss,) = ctx.saved_tensors
         return grads[0], torch.full_like(loss, _token_weight)

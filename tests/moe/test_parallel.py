@@ -79,12 +79,13 @@ def test_any_layout_trains_like_one_process(one_process: list[Step], layout: Lay
     assert_equal_steps(run_ranks(train, layout), one_process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distributed", [False, True])
 def test_checkpoints_move_between_expert_parallel_layouts(
     one_process: list[Step], tmp_path: Path, distributed: bool
 ) -> None:
     """A step each, with optimizer state, over EP1, EP2 and EP4 and back."""
-    layouts = [Layout(), Layout(dp=2, ep=2), Layout(tp=2, dp=2, ep=4, sequence_parallel=True), Layout()]
+    layouts = [Layout(), Layout(dp=4, ep=2), Layout(tp=2, dp=2, ep=4, sequence_parallel=True), Layout()]
     for step, layout in enumerate(layouts):
         layout = replace(layout, distributed_optimizer=distributed)
         per_rank = run_ranks(train, layout, str(tmp_path), step, step + 1)
