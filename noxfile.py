@@ -168,5 +168,15 @@ def add_reproduce(paper: str) -> None:
     reproduce.__doc__ = f"Train, judge and draw papers/{paper}; -- --scale smoke | --all | --help."
 
 
+def add_dryrun(paper: str) -> None:
+    @nox.session(name=f"dryrun-{paper.replace('_', '-')}", venv_backend="none", requires=["env"], default=False)
+    def dryrun(session: nox.Session) -> None:
+        run(session, "python", "-m", "papers", "dryrun", paper, *session.posargs)
+
+    dryrun.__doc__ = f"Memory, work, hours and launch files of papers/{paper} at its own scale; -- --size | --help."
+
+
 for experiment in sorted(ROOT.glob("papers/[!_]*/experiment.py")):
     add_reproduce(experiment.parent.name)
+for full in sorted(ROOT.glob("papers/[!_]*/full.py")):
+    add_dryrun(full.parent.name)

@@ -51,6 +51,7 @@ def clone(tmp_path: Path) -> Path:
     for paper in ("toy_paper", "_draft"):
         (tmp_path / "papers" / paper).mkdir(parents=True)
         (tmp_path / "papers" / paper / "experiment.py").touch()
+        (tmp_path / "papers" / paper / "full.py").touch()
     return tmp_path
 
 
@@ -127,10 +128,11 @@ def start_nox(clone: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def test_papers_are_found_without_importing_them(clone: Path) -> None:
-    (clone / "papers" / "toy_paper" / "experiment.py").write_text("raise SystemExit('imported')")
+    for file in ("experiment.py", "full.py"):
+        (clone / "papers" / "toy_paper" / file).write_text("raise SystemExit('imported')")
     output, _ = start_nox(clone, "-l").communicate(timeout=60)
     names = set(re.findall(r"^[*-] (\S+)", output, re.MULTILINE))
-    assert names == {"env", "tests", "lint", "tables", "lock", "reproduce-toy-paper"}
+    assert names == {"env", "tests", "lint", "tables", "lock", "reproduce-toy-paper", "dryrun-toy-paper"}
 
 
 def prepared(noxfile: ModuleType, script: str) -> None:
