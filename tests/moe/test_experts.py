@@ -1,19 +1,22 @@
 """Dispatch and experts on one process against the loop over tokens in float64: values and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 
-from shared.megatron.config import BadModelConfig, MoEConfig
+from shared.megatron.config import BadModelConfig
 from shared.megatron.init import initialize, quiet_imports
+from shared.megatron.model import build_model
 from shared.moe.dispatch import apply_experts
-from shared.moe.experts import Experts, swiglu_experts
+from shared.moe.experts import swiglu_experts
 from shared.moe.router import count_assignments, top_k_route
 from tests.moe import oracle
+from tests.moe.models import MODEL
 
 with quiet_imports():
     from megatron.core import parallel_state
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
 HIDDEN, INNER, EXPERTS = 8, 12, 5
 
@@ -100,8 +103,7 @@ def test_gradients_of_dispatch(one_rank: dist.ProcessGroup) -> None:
     assert torch.autograd.gradcheck(dispatched, (tokens_TH.requires_grad_(), weights_TK.requires_grad_()))
 
 
-@pytest.mark.usefixtures("one_rank")
 def test_sizes_the_grouped_product_cannot_take_are_refused() -> None:
-    moe = MoEConfig(num_experts=4, top_k=2, moe_ffn_hidden_size=10)
+    config = replace(MODEL, moe=replace(MODEL.moe, moe_ffn_hidden_size=10))
     with pytest.raises(BadModelConfig, match="multiples of 4"):
-        Experts(TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1), moe)
+        build_model(config, seed=0, device="cpu")

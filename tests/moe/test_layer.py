@@ -1,30 +1,25 @@
 """The layer in one process: how the balancing loss joins the gradient, and when it does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from shared.megatron.config import MoEConfig
-from shared.megatron.init import initialize, quiet_imports
+from shared.megatron.model import build_chunks
 from shared.moe.layer import MoELayer, UnknownTokenWeight, take_aux_loss, token_weight
 from shared.moe.router import count_assignments, load_balancing_loss, top_k_route
+from tests.moe.models import MODEL
 
-with quiet_imports():
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-COEFF, EXPERTS, TOP_K = 0.3, 4, 2
+COEFF, EXPERTS, TOP_K = 0.3, MODEL.moe.num_experts, MODEL.moe.top_k
 
 
 def make_layer(aux_loss_coeff: float = COEFF, dtype: torch.dtype = torch.float32) -> MoELayer:
-    initialize("cpu")
-    torch.manual_seed(0)
-    config = TransformerConfig(
-        num_layers=1, hidden_size=8, num_attention_heads=1, init_method_std=0.5, params_dtype=dtype
-    )
-    return MoELayer(config, MoEConfig(EXPERTS, TOP_K, moe_ffn_hidden_size=16, aux_loss_coeff=aux_loss_coeff))
+    config = replace(MODEL, moe=replace(MODEL.moe, aux_loss_coeff=aux_loss_coeff), init_std=0.3)
+    return build_chunks(config, 0, "cpu", dtype=dtype)[0].decoder.layers[0].mlp
 
 
 def random_hidden(sequence: int, batch: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(sequence, batch, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(sequence, batch, MODEL.hidden_size, generator=torch.Generator().manual_seed(seed))
 
 
 def balancing_loss(layer: MoELayer, hidden_SBH: torch.Tensor) -> torch.Tensor:
