@@ -17,6 +17,7 @@ import io
 import json
 import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,14 @@ class Refused(AssayError):
 
 @dataclass
 class Promotion:
-    """What happened: `study/arm` names, refused ones with a reason, and bytes now committed for the paper."""
+    """What happened: `study/arm` names, refused ones with a reason, and bytes now committed for the paper.
+
+    `layouts` names the layouts of promoted arms with runs that were spread over processes.
+    """
 
     promoted: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
     size: int = 0
 
 
@@ -52,6 +57,8 @@ def main(paper: str, runs_root: Path, scale: str = "proxy") -> bool:
     outcome = promote(catalog.experiment(paper), scale, runs_root)
     for name in outcome.promoted:
         print(f"promoted: {name}")
+    for name, layouts in outcome.layouts.items():
+        print(f"note:     {name} ran under {layouts}: one process gives the same rows to about 1e-6, not to the bit")
     for name, reason in outcome.refused.items():
         print(f"refused:  {name}: {reason}")
     if not outcome.promoted and not outcome.refused:
@@ -93,8 +100,16 @@ def promote(
         for arm in accepted:
             _write_arm(committed.dir / study.name / arm, fresh, experiment, study, arm)
             outcome.promoted.append(f"{study.name}/{arm}")
+            if layouts := _layouts(fresh.provenance(study.name, arm).values()):
+                outcome.layouts[f"{study.name}/{arm}"] = ", ".join(sorted(layouts))
     outcome.size = size_of(experiment.paper, root)
     return outcome
+
+
+def _layouts(provenances: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Layouts of more than one process under which any attempt of these runs worked."""
+    attempts = [attempt for found in provenances for attempt in (found, *found.get("earlier", []))]
+    return {attempt["layout"] for attempt in attempts if attempt.get("layout", "1") != "1"}
 
 
 def declared_arms(study: Study, scale: str) -> tuple[str, ...]:

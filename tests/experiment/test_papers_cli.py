@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from papers import _cli
-from shared.experiment import board, canary, catalog, check, launcher, promote, report, tables
+from shared.experiment import board, canary, catalog, check, cluster, launcher, promote, report, tables, torchrun
 from shared.experiment.launcher import Outcome
+from shared.megatron.layout import Layout
 from tests.experiment.toylab.experiment import EXPERIMENT
+
+DONE = Outcome(0, "proxy", 1, 0)
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     record(board, "show_paper", None)
     record(check, "main", True)
     record(tables, "tables", False)
-    record(launcher, "run_experiment", Outcome(0, "proxy", 1, 0))
+    record(launcher, "run_experiment", DONE)
     record(report, "report", True)
     monkeypatch.setattr(promote, "main", lambda *arguments: seen.update(promote=arguments) or True)
     monkeypatch.setattr(canary, "main", lambda *arguments: seen.update(canary=arguments) or True)
@@ -54,6 +57,41 @@ def test_the_words_of_run_become_a_selection(
     monkeypatch.setattr(_cli.sys, "prefix", str(_cli.ROOT / ".nox" / "core"))
     assert _cli.main(["run", "toylab", "--seed", "3"]) == 0
     assert calls["run_experiment"][1]["go_on"] == "nox -s reproduce-toylab -- --seed 3"
+
+
+def test_the_words_of_a_layout_and_of_slurm_reach_the_launchers(
+    calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _cli.main(["run", "toylab"]) == 0
+    assert calls["run_experiment"][1]["layout"] == Layout()
+    words = ["--tp", "2", "--pp", "2", "--cp", "2", "--dp", "4", "--ep", "2", "--virtual-pp", "2", "--overlap"]
+    words += ["--sequence-parallel", "--distributed-optimizer", "--recompute", "selective"]
+    assert _cli.main(["run", "toylab", *words]) == 0
+    wanted = Layout(2, 2, 2, 4, 2, True, 2, True, True, "selective")
+    assert calls["run_experiment"][1]["layout"] == wanted
+    monkeypatch.setattr(cluster, "submit", lambda *what, **named: calls.update(submit=named))
+    words = ["--tp", "2", "--nodes", "2", "--gpus-per-node", "1", "--partition", "big", "--time", "02:00:00"]
+    assert _cli.main(["run", "toylab", *words, "--slurm", "--sbatch", "account=lab"]) == 0
+    assert calls["submit"]["slurm"] == cluster.Slurm(2, 1, "big", 120, (("account", "lab"),))
+    assert (calls["submit"]["layout"], calls["submit"]["dry_run"]) == (Layout(tp=2), False)
+    assert _cli.main(["run", "toylab", "--slurm-dry-run"]) == 0
+    assert calls["submit"]["dry_run"]
+
+
+def test_under_torchrun_rank_zero_alone_reports_and_complains(
+    calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torchrun, "run_experiment", lambda *what, **named: calls.update(torchrun=named) or DONE)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    for rank, reports in (("1", False), ("0", True)):
+        calls.pop("report", None)
+        monkeypatch.setenv("RANK", rank)
+        assert _cli.main(["run", "toylab", "--tp", "2"]) == 0
+        assert ("report" in calls) == reports
+        assert _cli.main(["run", "toylab", "--tp", "0"]) == 2
+        assert ("error: tp=0" in capsys.readouterr().err) == reports
+    assert calls["torchrun"]["go_on"] == "torchrun (with its options) -m papers run toylab --tp 2"
+    assert "run_experiment" not in calls
 
 
 @pytest.mark.parametrize(

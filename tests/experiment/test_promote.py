@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -56,6 +57,23 @@ def test_promoting_twice_gives_the_same_bytes(clone):
     promote(EXPERIMENT, root=clone)
     assert contents(clone) == before
     assert promote(EXPERIMENT, root=clone).size == sum(map(len, before.values()))
+
+
+def test_arms_of_several_processes_are_named(clone, capsys, monkeypatch):
+    assert promote(EXPERIMENT, root=clone).layouts == {}
+    for seed, origin in enumerate(
+        ({"layout": "TP2"}, {"layout": "1", "earlier": [{"python": "3"}, {"layout": "DP2"}]})
+    ):
+        shutil.rmtree(clone / f"runs/toy/proxy/main/b/seed{seed}")
+        write_run(clone / "runs", EXPERIMENT, "b", seed, {"score": 1.0}, **origin)
+    outcome = promote(EXPERIMENT, root=clone)
+    assert outcome.layouts == {"main/b": "DP2, TP2"}
+    monkeypatch.setattr(promotion, "promote", lambda *arguments: outcome)
+    monkeypatch.setattr(promotion.catalog, "experiment", lambda paper: EXPERIMENT)
+    assert promotion.main("toy", clone)
+    assert (
+        "note:     main/b ran under DP2, TP2: one process gives the same rows to about 1e-6" in capsys.readouterr().out
+    )
 
 
 def test_one_arm_at_a_time(clone):

@@ -11,20 +11,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
-from shared.experiment import group, launcher
+from shared.experiment import group, launcher, ranks, torchrun
 from shared.experiment.contracts import Interrupted, RunContext
 from shared.experiment.files import RunBusy
 from shared.experiment.group import GroupTask, RankFailed
+from shared.experiment.launcher import prepare
 from shared.experiment.plan import Selection
 from shared.experiment.records import lock_of, read_rows
-from shared.megatron.layout import Layout
+from shared.megatron.layout import ImpossibleLayout, Layout
+from tests.experiment.toylab import experiment as toylab
 from tests.experiment.toylab.spread import EXPERIMENT, Adding, add_up
 from tests.ranks import run_ranks
 
@@ -141,6 +145,33 @@ def test_what_is_said_of_a_group(tmp_path: Path) -> None:
     assert "rank 0 of 2 was killed by SIGSEGV. The others" in concluded(tmp_path, {}, {0: -signal.SIGSEGV})
     assert "rank 0 of 2 was killed by SIGTERM" in concluded(tmp_path, {}, {0: -signal.SIGTERM})
     assert "rank 0 of 2 ended with code 3 and no word" in concluded(tmp_path, {}, {0: 3})
+
+
+def test_a_group_started_by_hand_builds_artifacts_in_a_process_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "cache"))
+    console = Console(file=io.StringIO())
+
+    def entries(artifact: Any) -> list[Any]:
+        experiment = replace(toylab.EXPERIMENT, artifacts=(artifact,))
+        what = (experiment, "proxy", Selection(studies=("warm",)), tmp_path / "runs")
+        return torchrun._with_artifacts(prepare(*what, console=console, layout=Layout()), console)
+
+    start = toylab.EXPERIMENT.artifacts[0]
+    with pytest.raises(torchrun.ArtifactNotBuilt, match="artifact start: AttributeError"):
+        entries(replace(start, config=None))
+    for _ in range(2):  # built, then found in the cache
+        (entry,) = entries(start)
+        assert (entry.task.artifacts["start"].path / "start.json").exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ImpossibleLayout, match="8 processes on a machine with 4 GPUs"):
+        ranks.join(Layout(tp=8), "gpu")
 
 
 def launch(runs: Path, arm: str, layout: Layout, **overrides: str) -> launcher.Outcome:
