@@ -23,6 +23,7 @@ from shared.rl.inputs import LossInputs, TokenLoss
 from shared.rl.losses import CISPO, NoClip, PolicyLoss, PPOClip, policy_loss
 from shared.rl.paired import MechanismConfig, PairedConfig, mechanism_run, paired_test
 from shared.rl.pipeline import Terms
+from shared.rl.ranks import FOLLOWS
 from shared.rl.regime_map import CellConfig, run_cell
 from shared.rl.replay import replay
 from shared.rl.tabular import TabularConfig, tabular_mechanism, train_tabular
@@ -283,6 +284,7 @@ STUDIES = (
         artifacts=("styled_sft",),
         cost_cpu_s=40,
         curves=CURVES,
+        parallel=FOLLOWS,
     ),
     Study(
         name="uniform",
@@ -293,6 +295,7 @@ STUDIES = (
         artifacts=("styled_sft",),
         cost_cpu_s=40,
         curves=CURVES,
+        parallel=FOLLOWS,
     ),
     Study(
         name="reuse",
@@ -303,6 +306,7 @@ STUDIES = (
         artifacts=("styled_sft",),
         cost_cpu_s=40,
         curves=CURVES,
+        parallel=FOLLOWS,
     ),
     Study(
         name="plain",
@@ -313,6 +317,7 @@ STUDIES = (
         artifacts=("plain_sft",),
         cost_cpu_s=130,
         curves=CURVES,
+        parallel=FOLLOWS,
     ),
     Study(
         name="replay",

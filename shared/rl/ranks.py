@@ -7,6 +7,7 @@ is put together again, so that metrics, quantiles included, are those of one pro
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,14 +18,16 @@ from shared.engines.contracts import Engine, Rollouts, Sampling
 from shared.megatron.init import current_layout
 from shared.megatron.layout import ImpossibleLayout
 
+FOLLOWS = ("tp", "dp", "sequence_parallel", "distributed_optimizer")
+"""Fields of `Layout` that the RL trainer follows."""
+
 
 def check_layout() -> None:
-    """Raises `ImpossibleLayout` for what the RL trainer does not do: it runs under tp, sequence_parallel and dp."""
+    """Raises `ImpossibleLayout` if the current layout asks for more than `FOLLOWS`."""
     layout = current_layout()
-    asked = {"pp": layout.pp, "cp": layout.cp, "ep": layout.ep, "overlap": 1 + layout.overlap}
-    for name, value in asked.items():
-        if value > 1:
-            raise ImpossibleLayout(f"the RL trainer does not run under {name}: use tp, sequence_parallel and dp")
+    for field in fields(layout):
+        if field.name not in FOLLOWS and getattr(layout, field.name) != field.default:
+            raise ImpossibleLayout(f"the RL trainer does not run under {field.name}: use {', '.join(FOLLOWS)}")
 
 
 class Rows:

@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_to_the_same_rows(layout, tmp_path):
 
 def test_a_run_goes_on_under_another_layout(one_process, folder):
     run_ranks(train, Layout(tp=2, sequence_parallel=True), folder, 2)
-    assert_same_rows(run_ranks(train, Layout(dp=2), folder)[0], one_process)
+    assert_same_rows(run_ranks(train, Layout(dp=2, distributed_optimizer=True), folder)[0], one_process)
 
 
 @pytest.mark.parametrize("first", [Layout(), Layout(dp=2)], ids=str)
