@@ -29,6 +29,7 @@ examples:
   python -m papers run cegppo --study tabular --set lr=0.05    into proxy-custom, never judged with the rest
   python -m papers run cegppo --study full --tp 2 --dp 2       every run as a group of 4 processes, docs/cluster.md
   python -m papers promote cegppo                         copy complete records of a clean commit into results/
+  python -m papers dryrun cegppo --size 7b                what the paper's own setting needs, docs/dryrun.md
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -60,19 +61,34 @@ def test_shells_read_the_scripts_and_our_parser_their_commands(written: Path, si
             assert _cli.flags.layout(chosen) in (LAYOUT[size], one_node_layout(LAYOUT[size], 8))
 
 
-def test_the_one_node_script_starts_every_rank_with_the_flags_of_its_layout(tmp_path: Path) -> None:
-    """The script runs, with a torchrun of ours in its place, from end to end."""
+def run_with(stub: str, body: str, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The script, with a program `stub` of ours in the place of the real one."""
+    (folder / stub).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / stub).chmod(0o755)
+    (folder / "script.sh").write_text(script)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", "script.sh"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_the_one_node_script_starts_torchrun_with_the_flags_of_its_layout(tmp_path: Path) -> None:
     small = one_node_layout(LAYOUT["7b"], 8)
     assert small is not None
     script = launch_files("cegppo", "7b", full("7b"), LAYOUT["7b"], small)["train-one-node.sh"]
-    (tmp_path / "torchrun").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "torchrun").chmod(0o755)
-    (tmp_path / "script.sh").write_text(script)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    command = ["bash", str(tmp_path / "script.sh")]
-    words = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
+    words = run_with("torchrun", 'echo "$@"', script, tmp_path).stdout.split()
     assert words[:4] == ["--standalone", "--nproc-per-node", "8", "-m"]
     assert words[-len(layout_flags(small)) :] == layout_flags(small)
+
+
+def test_the_servers_get_a_gpu_and_a_port_each_and_end_together(tmp_path: Path) -> None:
+    """The server on GPU 5 fails; the script ends with it, and takes the others along."""
+    script = launch_files("cegppo", "7b", full("7b"), LAYOUT["7b"], None)["vllm-servers.sh"]
+    body = 'echo "$CUDA_VISIBLE_DEVICES $@"\n[ "$CUDA_VISIBLE_DEVICES" = 5 ] && sleep 1 && exit 3\nexec sleep 50'
+    assert run_with("vllm", body, script, tmp_path).returncode == 3
+    logs = sorted(path.read_text() for path in tmp_path.glob("vllm-*.log"))
+    assert [log.split()[0] for log in logs] == [str(gpu) for gpu in range(8)]
+    assert [log.split()[-3:] for log in logs] == [[str(8000 + gpu), "--seed", str(gpu)] for gpu in range(8)]
+    assert all('{"backend": "nccl"}' in log for log in logs)
 
 
 def test_every_layout_survives_its_flags() -> None:
