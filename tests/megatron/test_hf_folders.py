@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from shared.megatron.hf import (
 )
 from shared.megatron.layout import Layout
 from shared.megatron.model import build_model, config_of, forward_logits
-from tests.megatron.hf_models import ARCHITECTURES, SIZES, build, same, save, tensors
+from tests.megatron.hf_models import ARCHITECTURES, SIZES, build, make_tokenizer, same, save, tensors
 from tests.megatron.models import LLAMA, randomise
 from tests.ranks import run_ranks
 
@@ -267,22 +266,6 @@ def test_tied_files_with_an_equal_head_and_old_rotary_buffers_are_read(folder, t
     resave(tmp_path / "in", lambda w: w.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
     export_hf(import_hf(tmp_path / "in", device="cpu"), tmp_path / "out")
     same(folder, tmp_path / "out")
-
-
-def make_tokenizer(folder: Path, size: int) -> Path:
-    """A byte-pair tokenizer with `size` ids, the last of them an added end token, and a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=size - 1, show_progress=False)
-    tokenizer.train_from_iterator([" ".join(sys.stdlib_module_names)], trainer)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-    fast.chat_template = "{{ messages }}"
-    fast.save_pretrained(folder)
-    assert len(fast) == size
-    return folder
 
 
 def test_the_tokenizer_is_carried_along_byte_for_byte(tmp_path):
