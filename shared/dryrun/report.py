@@ -177,7 +177,10 @@ def _heading(run: DryRun) -> list[str]:
             f"in {model.num_query_groups} groups, {mlp}, vocabulary {model.vocab_size:,}",
         ),
         *_entry("", f"{counts.total:,} parameters{active}; in matrix products {counts.multiplied:,} per token"),
-        *_entry("training", f"{run.layout}: {run.layout.world_size} GPUs on {nodes} nodes, {shape} a rank and update"),
+        *_entry(
+            "training",
+            f"{run.layout}: {run.layout.world_size} GPUs on {nodes} node{'s' * (nodes > 1)}, {shape} a rank and update",
+        ),
         *_entry("rollouts", f"{servers} vLLM servers with one GPU each, on {full.rollout_nodes} nodes"),
         *_entry(
             "the paper", f"{theirs}, sequence parallel {full.cluster.sequence_parallel}; the two lines above are ours"

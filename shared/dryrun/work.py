@@ -14,15 +14,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.dryrun.count import Counts
+from shared.experiment.contracts import AssayError
 from shared.megatron.config import ModelConfig
 from shared.rl.full import FullRL
 
 DEFAULT_ROLLOUT_MFU = 0.05
 
 
+class BadAssumption(AssayError):
+    """An assumption that no run can meet."""
+
+
 @dataclass(frozen=True)
 class Assumptions:
-    """What nobody has measured here: replace it with your numbers.
+    """What nobody has measured here: replace it with your numbers. Raises `BadAssumption`.
 
     mfu: model FLOPs per second of the training ranks, as a share of their peak.
     peak_flops: dense bfloat16 FLOPs per second of one GPU; the default is an H100 SXM's by its data sheet.
@@ -37,6 +42,14 @@ class Assumptions:
     mean_prompt: int = 256
     mean_response: int = 8192
     rollout_speed: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mfu <= 1:
+            raise BadAssumption(f"mfu={self.mfu:g} is no share of the peak: choose more than 0 and at most 1")
+        if self.rollout_speed is not None and not self.rollout_speed > 0:
+            raise BadAssumption(
+                f"rollout_speed={self.rollout_speed:g} generates nothing: give tokens per second and GPU"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,10 @@ class StepWork:
 
 
 def step_work(full: FullRL, counts: Counts, assumed: Assumptions, response: int | None = None) -> StepWork:
-    """Work of one step with responses of `response` tokens, by default the assumed mean."""
+    """Work of one step with responses of `response` tokens, by default the assumed mean. Raises `BadAssumption`."""
     response = response or assumed.mean_response
+    if response > full.max_response_tokens:
+        raise BadAssumption(f"mean_response={response} is above the limit of {full.max_response_tokens}: choose less")
     forward = forward_flops(full.architecture, counts, assumed.mean_prompt + response)
     generated, trained = full.gen_prompts * full.samples, full.train_prompts * full.samples
     speed = assumed.rollout_speed or DEFAULT_ROLLOUT_MFU * assumed.peak_flops / (forward / response)
