@@ -174,21 +174,41 @@ def _gathered(
         own.setdefault(piece.tensor.name, piece)
     senders = _senders(own, config)
     rank = dist.get_rank()
+    room = _Room(dtype)
     for tensor in whole_tensors(config):
-        ranks, parts = senders[tensor.name], len(senders[tensor.name])
+        ranks = senders[tensor.name]
         if rank and rank in ranks:
             dist.send(_flat(own[tensor.name], dtype), dst=0)
         elif not rank and ranks == [0]:
             yield tensor.name, _flat(own[tensor.name], dtype)
         elif not rank:
-            whole = torch.empty(tensor.shape, dtype=dtype)
+            whole = room.take("whole", tensor.shape)
             for part, sender in enumerate(ranks):
-                region = whole[tensor.region(part, parts)]
-                received = torch.empty(region.shape, dtype=dtype) if sender else _flat(own[tensor.name], dtype)
-                if sender:
+                region = whole[tensor.region(part, len(ranks))]
+                if sender == 0:
+                    region.copy_(own[tensor.name].view.reshape(region.shape))
+                elif region.is_contiguous():
+                    dist.recv(region, src=sender)
+                else:
+                    received = room.take("part", region.shape)
                     dist.recv(received, src=sender)
-                region.copy_(received)
+                    region.copy_(received)
             yield tensor.name, whole
+
+
+class _Room:
+    """Memory that is used again: a freed tensor between two that live on would be lost to the allocator."""
+
+    def __init__(self, dtype: torch.dtype):
+        self._dtype = dtype
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        size = torch.Size(shape).numel()
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers.pop(name, None)
+            self._buffers[name] = torch.empty(size, dtype=self._dtype)
+        return self._buffers[name][:size].view(tuple(shape))
 
 
 def _senders(own: dict[str, Held], config: ModelConfig) -> dict[str, list[int]]:
