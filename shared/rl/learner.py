@@ -169,7 +169,7 @@ class Learner:
 
     def _measure(self, batch, logp_old_BT: Tensor, token_BT3: Tensor, meter: Meter) -> Tensor:
         valid_BT = batch.mask_BT.bool()
-        logp_N, surplus_N, weight_N = token_BT3[valid_BT].unbind(-1)
+        logp_N, surplus_N, weight_N = token_BT3[valid_BT].T.contiguous()
         log_ratio_N = logp_N - logp_old_BT[valid_BT]
         ratio_N = log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         clip_metrics(
