@@ -4,7 +4,7 @@
     hf_config(config)                    # a LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig or MixtralConfig
 
 A field that this model cannot express is an error by name, never a guess. `router_aux_loss_coef` is carried as a
-number; transformers' auxiliary loss with it is larger, because there the shares of tokens add up to top_k, not to 1.
+number, though transformers normalises its auxiliary loss otherwise (docs/checkpoints.md).
 """
 
 from __future__ import annotations
