@@ -20,7 +20,7 @@ import torch
 from shared.data.markov import MarkovText
 from shared.data.tasks import get_task
 from shared.experiment import artifacts, provenance
-from shared.experiment.contracts import Artifact
+from shared.experiment.contracts import Artifact, RunContext
 from shared.experiment.records import RunDirectory, read_summary
 from shared.megatron.model import ModelConfig, build_model
 from shared.rl.trainer import train_rl
@@ -36,7 +36,7 @@ SFT = SFTConfig(
     SFT_MODEL, TASK, steps=8, pool=40, batch_size=4, warmup_steps=3, eval_problems=2, eval_samples=2, checkpoint_every=3
 )
 RL = rl_config(
-    task=FirstTokenEven(), rollouts=6, dynamic_sampling="drop", prompts=4, eval_problems=2, checkpoint_every=2
+    task=FirstTokenEven(), rollouts=6, dynamic_sampling="drop", prompts=4, samples=2, eval_every=3, checkpoint_every=2
 )
 PRETRAIN = PretrainConfig(
     ModelConfig(1, 16, 2, 1, 8, 24, 32, 16),
@@ -122,12 +122,26 @@ def digest_of_latest(folder: Path) -> str:
 def run_pretraining(folder: Path) -> None:
     with RunDirectory.open(folder / "run", PRETRAIN, 0, provenance=PROVENANCE) as run:
         if run.completed is None:
-            summary = pretrain(PRETRAIN, run, MarkovText(vocab_size=32))
-            (latest,) = run.checkpoints.glob(f"step-{PRETRAIN.steps:08d}-*")
-            files = json.loads((latest / "manifest.json").read_text())["files"]
-            # torch's index of the shards holds a random id.
-            tensors = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")}
-            run.finish({**summary, "state": tensors})
+            run.finish(pretraining(run))
+
+
+def pretraining(run: RunContext) -> dict[str, Any]:
+    """Run function; any number of ranks."""
+    summary = pretrain(run.config, run, MarkovText(vocab_size=32))
+    return {**summary, "state": digest_of_shards(run.checkpoints, run.config.steps)}
+
+
+def rl(run: RunContext) -> dict[str, Any]:
+    """Run function for several ranks."""
+    return {**train_rl(run), "state": digest_of_shards(run.checkpoints, run.config.rollouts)}
+
+
+def digest_of_shards(folder: Path, step: int) -> dict[str, str]:
+    """Checksums of all files with tensors in the checkpoint of that step."""
+    (found,) = folder.glob(f"step-{step:08d}-*")
+    files = json.loads((found / "manifest.json").read_text())["files"]
+    # torch's index of the shards holds a random id.
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")}
 
 
 SUBJECTS = {
