@@ -56,9 +56,10 @@ def export_hf(
     config = config_of(chunks[0])
     dtype = dtype or next(chunks[0].parameters()).dtype
     source = None if tokenizer is None else Path(tokenizer)
+    pieces = held(chunks, config)
     export = _Export(config, Path(path), source, dtype, max_shard_size) if dist.get_rank() == 0 else None
     _on_rank_0(export.start if export else None)
-    for name, tensor in _gathered(chunks, config, dtype):
+    for name, tensor in _gathered(pieces, config, dtype):
         if export:
             export.add(name, tensor)
     _on_rank_0(export.finish if export else None)
@@ -69,8 +70,8 @@ def to_hf_state_dict(model: GPTModel) -> dict[str, torch.Tensor]:
 
     Under a layout all ranks call it, and rank 0 gets the weights; the others get an empty dict.
     """
-    dtype = next(model.parameters()).dtype
-    return {name: tensor.clone() for name, tensor in _gathered([model], config_of(model), dtype)}
+    config, dtype = config_of(model), next(model.parameters()).dtype
+    return {name: tensor.clone() for name, tensor in _gathered(held([model], config), config, dtype)}
 
 
 class _Export:
@@ -165,12 +166,10 @@ def _on_rank_0(action: Callable[[], None] | None) -> None:
 
 
 @torch.no_grad()
-def _gathered(
-    chunks: Sequence[GPTModel], config: ModelConfig, dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _gathered(pieces: Sequence[Held], config: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """On rank 0 every tensor whole, on the CPU, valid until the next one; other ranks get none, and send."""
     own: dict[str, Held] = {}
-    for piece in held(chunks, config):
+    for piece in pieces:
         own.setdefault(piece.tensor.name, piece)
     senders = _senders(own, config)
     rank = dist.get_rank()

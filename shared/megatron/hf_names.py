@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from shared.megatron.config import ModelConfig
-from shared.megatron.hf_config import architecture
+from shared.megatron.hf_config import UnsupportedArchitecture, architecture
 
 if TYPE_CHECKING:
     import torch
@@ -135,11 +135,12 @@ def _experts(config: ModelConfig, layer: int) -> Iterator[Whole]:
         yield Whole(f"{own}.{down}.weight", one, None, fc2, layer=layer, expert=expert)
 
 
-def held(chunks: Sequence[GPTModel], config: ModelConfig) -> Iterator[Held]:
+def held(chunks: Sequence[GPTModel], config: ModelConfig) -> list[Held]:
     """What this rank holds, under the layout that its process groups have.
 
-    Ranks that hold the same region each yield it: data-parallel ones, and with tied embeddings the last pipeline
-    stage, which has a copy of the embedding for the logits.
+    Ranks that hold the same region each list it: data-parallel ones, and with tied embeddings the last pipeline stage,
+    which has a copy of the embedding for the logits. Raises `UnsupportedArchitecture` if a parameter, or a part of
+    one, has no place in the files.
     """
     from megatron.core import parallel_state
 
@@ -150,24 +151,48 @@ def held(chunks: Sequence[GPTModel], config: ModelConfig) -> Iterator[Held]:
         own = config.moe.num_experts // parallel_state.get_expert_model_parallel_world_size()
         first_expert = own * parallel_state.get_expert_model_parallel_rank()
     tensors = whole_tensors(config)
+    pieces = []
     for chunk in chunks:
         parameters = _parameters(chunk)
+        left = {key: parameter.numel() for key, parameter in parameters.items()}
         for tensor in tensors:
-            fused = (tensor.layer, _FUSED_NORMS.get(tensor.parameter, ""))
-            parameter = parameters.get((tensor.layer, tensor.parameter), parameters.get(fused))
+            key = _key(tensor, parameters)
+            parameter = parameters.get(key)
             if parameter is not None and tensor.expert is not None:
                 local = tensor.expert - first_expert
                 parameter = parameter[local] if 0 <= local < len(parameter) else None
             if parameter is not None:
                 part = 0 if tensor.split is None else rank
-                yield Held(tensor, part, tensor.region(rank, size), tensor.view(parameter))
+                pieces.append(Held(tensor, part, tensor.region(rank, size), tensor.view(parameter)))
+                left[key] -= pieces[-1].view.numel()
         if config.tie_embeddings and chunk.post_process and not chunk.pre_process:
-            yield Held(tensors[0], rank, tensors[0].region(rank, size), cast(Any, chunk.output_layer).weight)
+            copy = parameters[None, "output_layer.weight"]
+            pieces.append(Held(tensors[0], rank, tensors[0].region(rank, size), copy))
+            left[None, "output_layer.weight"] -= copy.numel()
+        _require_nothing(left)
+    return pieces
+
+
+def _key(tensor: Whole, parameters: dict[tuple[int | None, str], torch.Tensor]) -> tuple[int | None, str]:
+    fused = (tensor.layer, _FUSED_NORMS.get(tensor.parameter, ""))
+    return fused if fused in parameters else (tensor.layer, tensor.parameter)
 
 
 def _parameters(chunk: GPTModel) -> dict[tuple[int | None, str], torch.Tensor]:
     """(index of the layer in the whole model or None, name in there) -> parameter."""
-    parameters: dict[tuple[int | None, str], torch.Tensor] = {(None, name): p for name, p in chunk.named_parameters()}
+    inside = "decoder.layers."
+    parameters: dict[tuple[int | None, str], torch.Tensor] = {
+        (None, name): parameter for name, parameter in chunk.named_parameters() if not name.startswith(inside)
+    }
     for layer in cast(Any, chunk.decoder).layers:
-        parameters |= {(layer.layer_number - 1, name): p for name, p in layer.named_parameters()}
+        parameters |= {(layer.layer_number - 1, name): parameter for name, parameter in layer.named_parameters()}
     return parameters
+
+
+def _require_nothing(left: dict[tuple[int | None, str], int]) -> None:
+    names = [name if layer is None else f"{name} of layer {layer}" for (layer, name), count in left.items() if count]
+    if names:
+        raise UnsupportedArchitecture(
+            f"{names[0]} (and {len(names) - 1} more) has no place in a Hugging Face file: only models as build_model "
+            "makes them can be read and written"
+        )

@@ -156,6 +156,14 @@ def test_what_no_hugging_face_architecture_computes_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_parameter_without_a_place_in_the_files_is_not_left_out_in_silence(tmp_path):
+    model = build_model(LLAMA, seed=0, device="cpu")
+    model.decoder.layers[1].mlp.register_parameter("gain", torch.nn.Parameter(torch.ones(3)))
+    with pytest.raises(UnsupportedArchitecture, match=r"mlp.gain of layer 1 .* has no place"):
+        export_hf(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def rewrite(folder: Path, **fields) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | fields))
