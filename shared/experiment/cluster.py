@@ -185,7 +185,7 @@ def _executor(folder: Path, layout: Layout, scale: str, slurm: Slurm, dry_run: b
     wanted = {name.replace("-", "_"): value for name, value in slurm.sbatch}
     known = {name: value for name, value in wanted.items() if name in Executor._valid_parameters()}
     others = {name.replace("_", "-"): value for name, value in wanted.items() if name not in known}
-    parameters = {
+    parameters: dict[str, Any] = {
         "nodes": slurm.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": processes * (CPUS_PER_GPU if gpus else 1),
@@ -193,11 +193,13 @@ def _executor(folder: Path, layout: Layout, scale: str, slurm: Slurm, dry_run: b
         "partition": slurm.partition,
         "time": slurm.minutes,
         "signal_delay_s": WARN_S,
-        # One machine that fails ends the others, which would wait for it until a timeout.
-        "srun_args": ["--kill-on-bad-exit=1"],
         "additional_parameters": {"requeue": True, **others},
     }
-    executor.update_parameters(**{**parameters, **known})
+    parameters |= known
+    # srun no longer takes the CPUs from sbatch (since Slurm 22.05). One machine that fails ends the others, which would
+    # wait for it until a timeout.
+    srun = [f"--cpus-per-task={parameters['cpus_per_task']}", "--kill-on-bad-exit=1"]
+    executor.update_parameters(**parameters, srun_args=srun)
     return executor
 
 

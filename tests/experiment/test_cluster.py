@@ -82,7 +82,7 @@ def test_a_dry_run_prints_a_script_that_bash_reads_and_changes_nothing(
         assert f"#SBATCH --{line}\n" in script
     for line in ("ntasks-per-node=1", "requeue", "signal=USR2@180", "hint='x y'", "job-name=spread-add-plain-0"):
         assert f"#SBATCH --{line}\n" in script
-    assert script.count("cpus-per-task") == 1
+    assert script.count("cpus-per-task") == script.count("cpus-per-task=96") == 2, "once for sbatch, once for srun"
     assert not (tmp_path / "runs").exists()
 
 
