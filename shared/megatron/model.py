@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from shared.experiment.contracts import AssayError
 from shared.megatron.config import ModelConfig
 from shared.megatron.init import current_layout, initialize, quiet_imports
-from shared.megatron.layout import ImpossibleLayout
+from shared.megatron.layout import ImpossibleLayout, Layout
 from shared.megatron.spec import RotaryTable, decoder_spec, layer_spec
 
 with quiet_imports():
@@ -117,7 +117,6 @@ def _draw_what_lies_before(
 
 
 def _transformer_config(config: ModelConfig, dtype: torch.dtype) -> TransformerConfig:
-    layout = current_layout()
     experts: dict[str, Any] = {}
     if config.moe:
         experts = {
@@ -126,9 +125,6 @@ def _transformer_config(config: ModelConfig, dtype: torch.dtype) -> TransformerC
             "moe_ffn_hidden_size": config.moe.moe_ffn_hidden_size,
             "moe_aux_loss_coeff": config.moe.aux_loss_coeff,
         }
-    recompute: dict[str, Any] = {} if layout.recompute == "none" else {"recompute_granularity": layout.recompute}
-    if layout.recompute == "full":
-        recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
     return TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
@@ -149,21 +145,7 @@ def _transformer_config(config: ModelConfig, dtype: torch.dtype) -> TransformerC
         use_cpu_initialization=True,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        # Gradients are sums over tokens until the number of tokens in the global batch is known.
-        calculate_per_token_loss=True,
-        tensor_model_parallel_size=layout.tp,
-        sequence_parallel=layout.sequence_parallel,
-        pipeline_model_parallel_size=layout.pp,
-        virtual_pipeline_model_parallel_size=layout.virtual_pp if layout.virtual_pp > 1 else None,
         pipeline_dtype=dtype,
-        deallocate_pipeline_outputs=layout.pp > 1 and torch.cuda.is_available(),
-        # With two stages, interleaving sends both ways between the same two ranks at once, and a batch of sends would
-        # pair them wrongly.
-        overlap_p2p_comm=layout.virtual_pp > 1,
-        batch_p2p_comm=layout.virtual_pp == 1,
-        context_parallel_size=layout.cp,
-        expert_model_parallel_size=layout.ep,
-        expert_tensor_parallel_size=1,
         # Each of these wants a CUDA extension, Transformer Engine or a compiler.
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
@@ -172,8 +154,32 @@ def _transformer_config(config: ModelConfig, dtype: torch.dtype) -> TransformerC
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         **experts,
-        **recompute,
+        **_parallel_settings(current_layout()),
     )
+
+
+def _parallel_settings(layout: Layout) -> dict[str, Any]:
+    recompute: dict[str, Any] = {} if layout.recompute == "none" else {"recompute_granularity": layout.recompute}
+    if layout.recompute == "full":
+        recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    return {
+        # Gradients are sums over tokens until the number of tokens in the global batch is known.
+        "calculate_per_token_loss": True,
+        "tensor_model_parallel_size": layout.tp,
+        "sequence_parallel": layout.sequence_parallel,
+        "pipeline_model_parallel_size": layout.pp,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pp if layout.virtual_pp > 1 else None,
+        # gloo still reads what it sends when Megatron frees it; nccl works in stream order.
+        "deallocate_pipeline_outputs": layout.pp > 1 and torch.cuda.is_available(),
+        # With two stages, interleaving sends both ways between the same two ranks at once, and a batch of sends would
+        # pair them wrongly.
+        "overlap_p2p_comm": layout.virtual_pp > 1,
+        "batch_p2p_comm": layout.virtual_pp == 1,
+        "context_parallel_size": layout.cp,
+        "expert_model_parallel_size": layout.ep,
+        "expert_tensor_parallel_size": 1,
+        **recompute,
+    }
 
 
 def config_of(model: GPTModel) -> ModelConfig:

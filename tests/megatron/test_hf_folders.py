@@ -150,7 +150,7 @@ def test_weights_of_another_architecture_are_named(folder):
 
 
 def test_what_no_hugging_face_architecture_computes_is_refused(tmp_path):
-    odd = replace(LLAMA, moe=MoEConfig(2, 2, 24, norm_topk_prob=False))
+    odd = replace(LLAMA, moe=MoEConfig(2, 1, 24, norm_topk_prob=False))
     with pytest.raises(UnsupportedArchitecture, match="Mixtral normalises"):
         export_hf(build_model(odd, seed=0, device="cpu"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
