@@ -122,6 +122,7 @@ def _transformer_config(config: ModelConfig, dtype: torch.dtype) -> TransformerC
         experts = {
             "num_moe_experts": config.moe.num_experts,
             "moe_router_topk": config.moe.top_k,
+            "moe_router_pre_softmax": True,  # as our router does; Megatron refuses top-1 without
             "moe_ffn_hidden_size": config.moe.moe_ffn_hidden_size,
             "moe_aux_loss_coeff": config.moe.aux_loss_coeff,
         }
