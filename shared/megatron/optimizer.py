@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 
 from shared.experiment.contracts import AssayError
 from shared.megatron.init import current_layout, quiet_imports
@@ -109,6 +110,7 @@ def build_optimizer(config: AdamWConfig, chunks: Sequence[Any], names: Mapping[t
 
     from shared.megatron.shim import construction
 
+    _require_parameters(config.lr_scale, names.values())
     layout = current_layout()
     half = chunks[0].config.bf16
     megatron = OptimizerConfig(
@@ -133,13 +135,22 @@ def build_optimizer(config: AdamWConfig, chunks: Sequence[Any], names: Mapping[t
         chosen = ParamPredicate(f"starts with {prefix}", lambda p, start=prefix: names[p].startswith(start))
         overrides[ParamKey(predicate=chosen)] = {"lr_mult": scale}
     with construction():
-        optimizer = get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
+        optimizer: Any = get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
     for group in optimizer.param_groups:
         # Megatron leaves this to its learning-rate scheduler, which we do not use.
         group["weight_decay"] = config.weight_decay * group["wd_mult"]
     for part in optimizer.chained_optimizers:
         part.init_state_fn(part.optimizer, part.config)
     return optimizer
+
+
+def _require_parameters(prefixes: Iterable[str], names: Iterable[str]) -> None:
+    own = {prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)}
+    found = [own] * dist.get_world_size()
+    if prefixes:
+        dist.all_gather_object(found, own)
+    for prefix in set(prefixes).difference(*found):
+        raise BadOptimizerConfig(f"lr_scale: no parameter starts with {prefix!r}: see model.named_parameters()")
 
 
 def update(optimizer: Any, lr: float) -> float:

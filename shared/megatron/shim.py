@@ -47,18 +47,10 @@ PLACES: dict[str, tuple[str, ...]] = {
     "optimizer.clip_grads": ("get_grad_norm_fp32",),
     # :1207, norm of many tensors where Apex is absent
     "utils": ("local_multi_tensor_l2_norm",),
-    # :998, the tracker of auxiliary losses
-    "transformer.moe.moe_utils": ("reduce_aux_losses_tracker_across_ranks", "save_to_aux_losses_tracker"),
-    # :98-110 and :326, tensors that ranks read for each other
-    "dist_checkpointing.exchange_utils": ("exchange_loaded_tensors_gather_rounds", "exchange_by_distribution"),
     # :230, synchronize before writing
     "dist_checkpointing.strategies.filesystem_async": ("FileSystemWriterAsync",),
-    # :271-281, synchronize between reading and exchanging
-    "dist_checkpointing.strategies.fully_parallel": ("FullyParallelLoadStrategyWrapper",),
     # :204, :252, agreement of the ranks about a save
-    "dist_checkpointing.strategies.state_dict_saver": ("save_state_dict_async_plan", "save_state_dict_async_finalize"),
-    # :165, :212, :604, asynchronous saves
-    "dist_checkpointing.strategies.async_utils": ("AsyncCaller", "TemporalAsyncCaller", "AsyncCallsQueue"),
+    "dist_checkpointing.strategies.state_dict_saver": ("verify_global_md_reuse", "save_state_dict_async_finalize"),
 }
 
 _FACTORIES = ("empty", "empty_like", "full", "ones", "ones_like", "tensor", "zeros", "zeros_like")
