@@ -66,6 +66,7 @@ class StepResult:
 class ParallelModel:
     """This rank's part of a model under the current layout: chunks, gradient buffers, optimizer.
 
+    seed: of the weights; None leaves them unset, for a checkpoint or for weights written into `chunks`.
     precision: "bf16" keeps parameters and activations in bfloat16, gradients and main parameters in float32.
     """
 
@@ -74,7 +75,7 @@ class ParallelModel:
         config: ModelConfig,
         optimizer: AdamWConfig,
         *,
-        seed: int,
+        seed: int | None,
         precision: Literal["fp32", "bf16"] = "fp32",
         device: torch.device | str | None = None,
         backend: Literal["local", "te"] = "local",
@@ -86,6 +87,7 @@ class ParallelModel:
         self._wrapped: list[Any] = [self._wrap(chunk) for chunk in self._chunks]
         self._configure_schedule()
         self.optimizer = build_optimizer(optimizer, self._wrapped, _names(self._chunks))
+        self._gathering = False
 
     def _wrap(self, chunk: GPTModel) -> DistributedDataParallel:
         settings = DistributedDataParallelConfig(
@@ -105,17 +107,29 @@ class ParallelModel:
 
     @property
     def chunks(self) -> list[GPTModel]:
-        """The model itself: one chunk, or `virtual_pp` of them. Waits for parameters that are still being gathered."""
-        if self.layout.overlap and self.layout.distributed_optimizer:
+        """The model itself: one chunk, or `virtual_pp` of them.
+
+        After a step with overlap and a distributed optimizer, the first look gathers the parameters: every rank takes
+        it, or none. Who writes weights calls `weights_changed`.
+        """
+        if self._gathering:
             for chunk in self._wrapped:
                 chunk.start_param_sync(force_sync=True)
+            self._gathering = False
         return self._chunks
+
+    def weights_changed(self) -> None:
+        """Let the optimizer's main parameters follow weights that were written into `chunks`.
+
+        In bfloat16 the next step would otherwise start from the old ones.
+        """
+        self.optimizer.reload_model_params()
 
     def train_step(self, microbatches: Sequence[Microbatch], lr: float) -> StepResult:
         """One update from this data-parallel rank's micro-batches. Raises `ImpossibleLayout`.
 
-        Every rank gives the same number of micro-batches. A step without a single counted token changes nothing but
-        the optimizer's moments, and its loss is 0.
+        Every rank gives the same number of micro-batches. Without a single counted token the gradient and the reported
+        loss are 0, and the optimizer still steps.
         """
         self._forget_gradients()
         with token_weight(1.0):
@@ -185,6 +199,7 @@ class ParallelModel:
 
     def step(self, lr: float) -> float:
         """Clip and update; returns the gradient norm before clipping. Nothing changes if it is not finite."""
+        self._gathering = self.layout.overlap and self.layout.distributed_optimizer
         return update(self.optimizer, lr)
 
     def sharded_state(self, loading: bool = False) -> dict[str, Any]:

@@ -169,6 +169,27 @@ def test_learning_rates_scale_by_name_on_every_pipeline_stage():
             assert change == pytest.approx(1e-3 * scale, rel=1e-2), name
 
 
+def _step_from_zeros(rank: int) -> float:
+    """Largest weight after one step from written zeros, in bfloat16."""
+    from shared.megatron.optimizer import AdamWConfig
+    from shared.megatron.parallel import Microbatch, ParallelModel
+
+    model = ParallelModel(SMALL, AdamWConfig(lr=1e-3), seed=1, precision="bf16", device="cpu")
+    with torch.no_grad():
+        for parameter in model.chunks[0].parameters():
+            parameter.zero_()
+    model.weights_changed()
+    tokens = torch.zeros(1, LENGTH, dtype=torch.int64)
+    model.train_step([Microbatch(tokens, tokens, torch.ones(1, LENGTH))], 1e-3)
+    return max(parameter.abs().max().item() for parameter in model.chunks[0].parameters())
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(dp=2, distributed_optimizer=True, overlap=True)], ids=str)
+def test_written_weights_are_those_that_are_trained(layout):
+    for largest in run_ranks(_step_from_zeros, layout):
+        assert largest <= 1.1e-3
+
+
 def _not_finite(rank: int) -> tuple[float, float, float, int, float]:
     from shared.megatron.optimizer import AdamWConfig
     from shared.megatron.parallel import Microbatch, ParallelModel
