@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -191,7 +192,7 @@ class FileLock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                os.pwrite(descriptor, f"{os.getpid()} on {platform.node()}".encode(), 0)
             except BlockingIOError:
                 os.close(descriptor)
                 return False
@@ -203,7 +204,7 @@ class FileLock:
         return True
 
     def holder(self) -> str:
-        """Process id of the last holder, as text."""
+        """The last holder as text: process id, and its machine, which on a cluster may be another one."""
         try:
             return self.path.read_text() or "unknown"
         except OSError:

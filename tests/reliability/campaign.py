@@ -15,10 +15,12 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from shared.experiment.records import RunDirectory
 from tests.ranks import PRELOAD
@@ -56,8 +58,10 @@ def attempt(function: Callable[..., Any], *args: Any, kill_after_s: float | None
     process.start()
     theirs.close()
     process.join(LIMIT_S if kill_after_s is None else kill_after_s)
+    hangs = process.is_alive() and kill_after_s is None
     process.kill()
     process.join()
+    assert not hangs, f"the child went on for {LIMIT_S:.0f} s"
     try:
         error, answer = ours.recv()
     except EOFError:
@@ -86,34 +90,36 @@ def undisturbed(subject: Subject, folder: Path) -> Reference:
 
 def counted(subject: Subject, folder: Path) -> tuple[list[str], int, float]:
     folder.mkdir()
-    started, rows = time.monotonic(), []
+    started = time.monotonic()
+    with watching() as steps, Faults(folder) as faults:
+        subject.run(folder)
+    return [line.split()[0] for line in faults.log], len(steps), time.monotonic() - started
+
+
+@contextmanager
+def watching(kill_at: int | None = None) -> Iterator[list[int]]:
+    """Steps logged while it lasts; SIGKILL in place of the one of the given number."""
+    steps: list[int] = []
     real = RunDirectory.log
-    RunDirectory.log = lambda self, step, **metrics: (rows.append(step), real(self, step, **metrics))[1]
-    with Faults(folder) as faults:
-        subject.run(folder)
-    return [line.split()[0] for line in faults.log], len(rows), time.monotonic() - started
+
+    def log(self: RunDirectory, step: int, **metrics: float) -> None:
+        if len(steps) == kill_at:
+            signal.raise_signal(signal.SIGKILL)
+        steps.append(step)
+        real(self, step, **metrics)
+
+    with patch.object(RunDirectory, "log", log):
+        yield steps
 
 
-def disturbed(subject: Subject, folder: Path, way: str, at: int) -> None:
-    """Run, or go on, and die on the way unless the run is over before."""
+def disturbed(subject: Subject, folder: Path, way: str, at: int) -> tuple[int, int | None]:
+    """Run, or go on, and die on the way unless the run is over before: newest checkpoint found, first step logged."""
     folder.mkdir(exist_ok=True)
-    if way == "time":
+    newest = max((int(path.name[5:13]) for path in folder.rglob("checkpoints/step-*")), default=0)
+    faults = nullcontext() if way in ("step", "time") else Faults(folder, at, way)  # pyright: ignore[reportArgumentType]
+    with watching(at if way == "step" else None) as steps, faults:
         subject.run(folder)
-        return
-    if way == "step":
-        real, left = RunDirectory.log, [at]
-
-        def log(self: RunDirectory, step: int, **metrics: float) -> None:
-            if left[0] == 0:
-                signal.raise_signal(signal.SIGKILL)
-            left[0] -= 1
-            real(self, step, **metrics)
-
-        RunDirectory.log = log
-        subject.run(folder)
-        return
-    with Faults(folder, kill_at=at, how=way):  # pyright: ignore[reportArgumentType]
-        subject.run(folder)
+    return newest, steps[0] if steps else None
 
 
 def kill_until(subject: Subject, folder: Path, reference: Reference, kills: int, seed: int) -> Report:
@@ -122,15 +128,18 @@ def kill_until(subject: Subject, folder: Path, reference: Reference, kills: int,
     while sum(report.kills.values()) < kills:
         place, story = folder / f"chain{report.chains}", []
         while True:
-            way = rng.choice(WAYS)
+            way = rng.choice([way for way in WAYS if report.kills[way] == min(report.kills[w] for w in WAYS)])
             at = rng.randrange(reference.steps) if way == "step" else random_event(rng, reference.events)
             delay = rng.uniform(0.0, reference.seconds) if way == "time" else None
             story.append((way, delay or at))
-            code, _ = attempt(disturbed, subject, place, way, at, kill_after_s=delay)
+            code, answer = attempt(disturbed, subject, place, way, at, kill_after_s=delay)
             if code == 0:
                 break
             report.kills[way] += 1
         report.chains += 1
+        newest, first = answer
+        assert first in (newest, None), f"the checkpoint of step {newest} was not used: {story}"
+        assert not list(place.rglob("*.damaged-*")), f"a kill cost a record: {story}"
         found = subject.result(place)
         assert found == reference.result, f"{subject.name} differs in {place} after {story}"
     return report

@@ -20,6 +20,8 @@ from tests.reliability.subjects import SUBJECTS, Subject, warm_start
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE, MS_REMOUNT = 0x20000, 0x4000, 1 << 18, 32
 ROUNDS = 4
+KILOBYTES = (8, 56)
+BYTES = (600, 8000)
 
 
 @pytest.fixture(scope="module", params=SUBJECTS)
@@ -86,7 +88,7 @@ def test_space_that_ends_at_any_call(tmp_path, subject, reference):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [8, 56])
+@pytest.mark.parametrize("kilobytes", KILOBYTES)
 def test_a_small_disk(tmp_path, subject, reference, kilobytes):
     _, found = attempt(with_small_disk, subject, tmp_path / "run", kilobytes)
     if found is None:
@@ -96,7 +98,7 @@ def test_a_small_disk(tmp_path, subject, reference, kilobytes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [600, 8000])
+@pytest.mark.parametrize("size", BYTES)
 def test_a_limit_on_file_size(tmp_path, subject, reference, size):
     _, (said, result) = attempt(with_small_files, subject, tmp_path / "run", size)
     assert "File too large" in said
