@@ -146,15 +146,7 @@ class DistributedCheckpoints:
 
     def _stored(self) -> list[Stored]:
         """What rank 0 can read, newest first; the same on all ranks."""
-        found: list[Stored] = []
-        wrong: dict[Path, UnusableCheckpoint] = {}
-        if rank() == 0:
-            for path in _candidates(self.directory):
-                try:
-                    found.append(read_stored(path))
-                except UnusableCheckpoint as error:
-                    wrong[path] = error
-        found, wrong = from_rank_0((newest_first(found), wrong))
+        found, wrong = from_rank_0(_read_all(self.directory) if rank() == 0 else None)
         for path, error in wrong.items():
             self._note(path, error)
         return [stored for stored in found if stored.path not in self.damaged]
@@ -210,8 +202,9 @@ class DistributedCheckpoints:
             raise
 
     def _retain(self) -> None:
-        stored = newest_first([read_stored(path) for path in _candidates(self.directory) if path not in self.damaged])
-        kept = stored[: self.keep]
+        stored = [stored for stored in _read_all(self.directory)[0] if stored.path not in self.damaged]
+        newest = {old.step: old for old in reversed(stored)}
+        kept = sorted(newest.values(), key=lambda old: old.step)[-self.keep :]
         if self.keep_best:
             kept += sorted((s for s in stored if s.metric is not None), key=_by_metric)[:1]
         for old in stored:
@@ -268,6 +261,17 @@ def _candidates(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     return sorted(path for path in directory.iterdir() if path.is_dir() and "." not in path.name)
+
+
+def _read_all(directory: Path) -> tuple[list[Stored], dict[Path, UnusableCheckpoint]]:
+    """Checkpoints with an intact manifest, newest first, and what is wrong with the other folders."""
+    found, wrong = [], {}
+    for path in _candidates(directory):
+        try:
+            found.append(read_stored(path))
+        except UnusableCheckpoint as error:
+            wrong[path] = error
+    return newest_first(found), wrong
 
 
 def _by_metric(stored: Stored) -> tuple[float, int]:

@@ -92,6 +92,12 @@ class Stored:
         """The value that `keep_best` compares, lower is better; None where it was not measured."""
         return self.manifest["metric"]
 
+    @property
+    def layout(self) -> Layout:
+        """The layout that it was written under."""
+        fields = self.manifest["contents"]["layout"]
+        return Layout(**{name: value for name, value in fields.items() if name != "__type__"})
+
 
 def file_entry(path: Path) -> dict[str, Any]:
     """Length and checksum of one file, as the manifest lists it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -26,7 +26,7 @@ from shared.megatron.init import current_layout
 from shared.megatron.layout import ImpossibleLayout, Layout
 from shared.megatron.optimizer import AdamWConfig
 from shared.megatron.parallel import Microbatch, ParallelModel, StepResult
-from shared.training.agree import any_rank, from_rank_0
+from shared.training.agree import any_rank, from_rank_0, rank
 from shared.training.distributed_checkpoint import DistributedCheckpoints
 from shared.training.manifest import Contents, Tokenizer
 from shared.training.schedules import cosine, wsd
@@ -184,6 +184,13 @@ class _Loop:
         self.run.rewind(found.step - 1 if found else -1)
         if found is None:
             return 0
+        if found.layout != self.layout and rank() == 0:
+            _log.warning(
+                "Step %d was saved under layout %s: under %s the run goes on equal to rounding, not bit for bit.",
+                found.step,
+                found.layout,
+                self.layout,
+            )
         state = self.checkpoints.load(
             found,
             self.model.sharded_state(loading=True),
@@ -208,6 +215,7 @@ class _Loop:
         done = step + 1
         if config.eval_every and done % config.eval_every == 0:
             row["eval_loss"] = self.evaluate()
+        self.refuse_non_finite(step, row)
         run.log(step, **row)
         started = time.perf_counter()
         stop = any_rank(run.stop_requested())
@@ -222,19 +230,21 @@ class _Loop:
             raise Interrupted(f"Stopped after step {step} of {config.steps}, checkpoint saved: start again to go on.")
 
     def train(self, step: int) -> StepResult:
-        """One update. Raises `NonFinite`."""
+        """One update."""
         config = self.config
         rows = own_rows(config, self.layout)
         sequences = self.batches.training(config.seed, step, rows, config.sequence_length + 1)
-        result = self.model.train_step(microbatches(config, sequences), learning_rate(config, step))
-        for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
+        return self.model.train_step(microbatches(config, sequences), learning_rate(config, step))
+
+    def refuse_non_finite(self, step: int, row: Mapping[str, float]) -> None:
+        """Raise `NonFinite` on all ranks at once; they have the same values."""
+        for name, value in row.items():
             if not math.isfinite(value):
                 self.checkpoints.wait()
                 raise NonFinite(
-                    f"Step {step}: {name} is {value} on sequences 0 to {config.global_batch_size - 1} of this step "
-                    f"(seed {config.seed}); last good checkpoint: {self.checkpoints.describe_latest()}."
+                    f"Step {step}: {name} is {value} on sequences 0 to {self.config.global_batch_size - 1} of this step "
+                    f"(seed {self.config.seed}); last good checkpoint: {self.checkpoints.describe_latest()}."
                 )
-        return result
 
     def evaluate(self) -> float:
         """Mean loss, nats per token, over the held-out sequences."""

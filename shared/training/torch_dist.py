@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import SerializationFormat, _write_item
 
 from shared.megatron.init import quiet_imports
@@ -91,8 +92,9 @@ def load_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
         with _quiet():
             return cast(dict[str, Any], dist_checkpointing.load(state, str(folder)))
-    except (CheckpointingException, KeyError) as error:
-        raise CheckpointMismatch(f"{folder} does not hold what this model and optimizer need ({error}).") from error
+    except (CheckpointingException, CheckpointException, KeyError) as error:
+        why = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise CheckpointMismatch(f"{folder} does not hold what this model and optimizer need ({why}).") from error
 
 
 def _plan(state: dict[str, Any], folder: Path, snapshot: bool) -> Share:
