@@ -241,8 +241,9 @@ class _Loop:
         for name, value in row.items():
             if not math.isfinite(value):
                 self.checkpoints.wait()
+                last = self.config.global_batch_size - 1
                 raise NonFinite(
-                    f"Step {step}: {name} is {value} on sequences 0 to {self.config.global_batch_size - 1} of this step "
+                    f"Step {step}: {name} is {value} on sequences 0 to {last} of this step "
                     f"(seed {self.config.seed}); last good checkpoint: {self.checkpoints.describe_latest()}."
                 )
 

@@ -114,9 +114,10 @@ def test_an_asynchronous_save_holds_what_was_there_when_it_was_called(tmp_path):
         tensor.zero_()
     while not steps(tmp_path):
         checkpoints.poll()
-    save(checkpoints, 1)
-    first, second = (next(path.glob("__0_*")).read_bytes() for path in tmp_path.iterdir())
-    assert first == second
+    written = next(of_step(tmp_path, 1).glob("__0_*")).read_bytes()
+    save(DistributedCheckpoints(tmp_path / "synchronous"), 1)
+    assert next(of_step(tmp_path / "synchronous", 1).glob("__0_*")).read_bytes() == written
+    shutil.rmtree(tmp_path / "synchronous")
     assert value_of(checkpoints, checkpoints.latest()) == 1.0
 
 

@@ -39,7 +39,7 @@ def test_two_steps_under_each_layout_and_one_process_after_each(tmp_path, name):
 
 
 def test_bfloat16_keeps_its_float32_weights_across_optimizers(tmp_path):
-    """Under one layout to the bit, which needs the float32 copy of the weights; under another to bfloat16's rounding."""
+    """Under one layout to the bit, which needs the float32 weights; under another to bfloat16's rounding."""
     config = replace(DENSE, precision="bf16", model=replace(DENSE.model, num_layers=2))
     uninterrupted = _uninterrupted(config, tmp_path, legs=3)
     assert leg(0, config, str(tmp_path / "0"), STEPS, str(tmp_path / "again")) == uninterrupted[1]
