@@ -47,7 +47,7 @@ def policy_learner(config: RLConfig, run: RunContext) -> Learner:
     update = ParallelUpdate(config.optimizer, replace(config.model, tie_embeddings=tied))
     model = update.parallel.chunks[0]
     load_whole(model, whole)
-    update.parallel.optimizer.reload_model_params()
+    update.parallel.weights_changed()
     return Learner(config, model, update)
 
 
