@@ -78,6 +78,10 @@ def _rank(
         answer.send_bytes(_packed(None, function(rank, *args)))
     except BaseException:
         answer.send_bytes(_packed(traceback.format_exc(), None))
+    # A rank that ends closes its connections, and another may still be making some: all stay until they are killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel], timeout=600)
 
 
 def _packed(error: str | None, result: Any) -> bytes:

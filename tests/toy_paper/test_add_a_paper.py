@@ -16,7 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/add-a-paper.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^```\w+ (\S+/\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 COMMANDS = "".join(re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)).splitlines()
-KEPT = ("shared", "eval", "papers/__init__.py", "papers/__main__.py", "papers/_cli.py", "tests/__init__.py")
+KEPT = (
+    "shared",
+    "eval",
+    "papers/__init__.py",
+    "papers/__main__.py",
+    "papers/_cli.py",
+    "papers/_flags.py",
+    "tests/__init__.py",
+)
 KEPT += ("tests/papers/__init__.py", "pyproject.toml", ".gitignore")
 
 
