@@ -43,11 +43,11 @@ PRETRAIN = PretrainConfig(
     sequence_length=16,
     global_batch_size=4,
     micro_batch_size=2,
-    steps=8,
+    steps=6,
     lr=1e-2,
     warmup_steps=2,
     checkpoint_every=2,
-    eval_every=4,
+    eval_every=3,
 )
 PROVENANCE = {"commit": "c", "claims_hash": "h", "code_hash": "x", "dirty": False}
 

@@ -5,7 +5,7 @@ import pytest
 from tests.reliability.campaign import WAYS, kill_until, undisturbed
 from tests.reliability.subjects import SUBJECTS
 
-KILLS = 22
+KILLS = 20
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from shared.experiment.files import FileLock, RunBusy
 from shared.experiment.records import RunDirectory
 from shared.training.sft import build_sft_policy
 from tests.reliability.campaign import attempt
-from tests.reliability.subjects import PROVENANCE, RL, SFT
+from tests.reliability.subjects import PRETRAIN, PROVENANCE, RL, SFT, run_pretraining
 
 
 def open_run(path: Path, config: Any = RL) -> RunDirectory:
@@ -26,6 +26,14 @@ def test_a_second_builder_of_the_same_policy_is_refused_by_name(tmp_path):
         pytest.raises(RunBusy, match=rf"policy/run is being run by process {os.getpid()} on .*: wait for it"),
     ):
         build_sft_policy(SFT, tmp_path / "policy")
+
+
+def test_a_second_pretraining_in_the_same_folder_is_refused_by_name(tmp_path):
+    with (
+        open_run(tmp_path / "run", PRETRAIN),
+        pytest.raises(RunBusy, match=rf"run is being run by process {os.getpid()} on "),
+    ):
+        run_pretraining(tmp_path)
 
 
 def test_a_link_to_a_run_is_the_same_run(tmp_path):

@@ -15,7 +15,7 @@ from shared.training.sft import train_sft
 from tests.reliability.subjects import PROVENANCE, RL, SFT, digest_of_latest, warm_start
 
 KINDS = {"SFT": (SFT, lambda run: train_sft(run.config, run)), "RL": (RL, train_rl)}
-ROUNDS = 6
+ROUNDS = 5
 
 
 def open_run(path: Path, config=SFT, **changes) -> RunDirectory:
