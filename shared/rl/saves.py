@@ -78,12 +78,10 @@ class _AllRanks:
         self.run, self.checkpoints = run, DistributedCheckpoints(run.checkpoints)
 
     def resume(self, learner: Learner) -> int:
-        from shared.training.agree import from_rank_0
+        from shared.training import distributed_checkpoint
 
         update = _parallel(learner)
-        self.checkpoints.set_aside_after(from_rank_0(len(self.run.rows())))
-        found = self.checkpoints.latest()
-        self.run.rewind(found.step - 1 if found else -1)
+        found = distributed_checkpoint.resume(self.run, self.checkpoints)
         if found is None:
             return 0
         wanted = {**update.parallel.sharded_state(loading=True), "updates": 0}

@@ -3,7 +3,7 @@
     checkpoints = DistributedCheckpoints(run.checkpoints, keep=2, keep_best=True)
     checkpoints.save(step, parallel_model.sharded_state(), contents, metric=loss, asynchronous=True)
     checkpoints.poll()                             # after each step: makes a save valid once every rank has written
-    found = checkpoints.latest()                   # verified; None to start from the beginning
+    found = resume(run, checkpoints)               # verified; None to start from the beginning
     parallel_model.load_sharded_state(checkpoints.load(found, parallel_model.sharded_state(loading=True), model=config))
 
 Every rank calls every method, in the same order; rank 0 decides and tells the others. One process needs no torchrun.
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shared.experiment.contracts import NonFinite
+from shared.experiment.contracts import NonFinite, RunContext
 from shared.experiment.files import move_aside, sync_folder
 from shared.training.agree import any_rank, from_rank_0, gather, rank, world_size
 from shared.training.checkpoint import CheckpointNotWritten
@@ -210,6 +210,18 @@ class DistributedCheckpoints:
         for old in stored:
             if old not in kept:
                 _remove(old.path)
+
+
+def resume(run: RunContext, checkpoints: DistributedCheckpoints) -> Stored | None:
+    """The checkpoint to go on from, None for the beginning; drops the rows from its step on. Raises as `latest` does.
+
+    For loops that log one row per step, from step 0. A power cut may keep a checkpoint and lose rows, which are not
+    flushed to disk one by one; a record with a gap would be silently wrong, so such a checkpoint is set aside.
+    """
+    checkpoints.set_aside_after(len(run.rows()))
+    found = checkpoints.latest()
+    run.rewind(found.step - 1 if found else -1)
+    return found
 
 
 class _Save(threading.Thread):

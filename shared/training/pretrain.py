@@ -26,8 +26,8 @@ from shared.megatron.init import current_layout
 from shared.megatron.layout import ImpossibleLayout, Layout
 from shared.megatron.optimizer import AdamWConfig
 from shared.megatron.parallel import Microbatch, ParallelModel, StepResult
-from shared.training.agree import any_rank, from_rank_0, rank
-from shared.training.distributed_checkpoint import DistributedCheckpoints
+from shared.training.agree import rank
+from shared.training.distributed_checkpoint import DistributedCheckpoints, resume
 from shared.training.manifest import Contents, Tokenizer
 from shared.training.schedules import cosine, wsd
 
@@ -178,10 +178,7 @@ class _Loop:
 
     def resume(self) -> int:
         """Step to go on with."""
-        # A power cut may keep a checkpoint and lose rows; a record with a gap would be silently wrong.
-        self.checkpoints.set_aside_after(from_rank_0(len(self.run.rows())))
-        found = self.checkpoints.latest()
-        self.run.rewind(found.step - 1 if found else -1)
+        found = resume(self.run, self.checkpoints)
         if found is None:
             return 0
         if found.layout != self.layout and rank() == 0:
@@ -218,7 +215,7 @@ class _Loop:
         self.refuse_non_finite(step, row)
         run.log(step, **row)
         started = time.perf_counter()
-        stop = any_rank(run.stop_requested())
+        stop = run.stop_requested()
         last = stop or done == config.steps
         self.checkpoints.poll()
         if last or done % config.checkpoint_every == 0:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shared.training.agree import rank
+from shared.training.agree import any_rank, from_rank_0, rank
 
 
 class Recorder:
@@ -27,7 +27,8 @@ class Recorder:
 
     def rows(self) -> list[dict[str, Any]]:
         file = self.dir / "rows.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        text = from_rank_0(file.read_text() if rank() == 0 and file.exists() else "")
+        return [json.loads(line) for line in text.splitlines()]
 
     def rewind(self, step: int) -> None:
         self._write([row for row in self.rows() if row["step"] <= step])
@@ -48,7 +49,7 @@ class Recorder:
         assert 0 < done <= total
 
     def stop_requested(self) -> bool:
-        return self.step + 1 == self.stop_at and rank() == self.stop_rank
+        return any_rank(self.step + 1 == self.stop_at and rank() == self.stop_rank)
 
     def artifact(self, name: str) -> Path:
         raise NotImplementedError
