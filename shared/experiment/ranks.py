@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from shared.experiment import records
 from shared.experiment.contracts import AssayError, Interrupted
+from shared.experiment.files import writing
 from shared.experiment.group import PARENT, GroupTask
 from shared.experiment.signals import StopSignals, request_stop, stop_requested
 from shared.experiment.worker import CPU_SCALES, RunTask, sentence
@@ -123,7 +124,8 @@ class RankContext:
     def checkpoints(self) -> Path:
         """Folder for checkpoints, the same on every rank; it goes when the run is complete."""
         folder = self.dir / "checkpoints"
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
         return folder
 
 
