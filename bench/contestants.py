@@ -16,7 +16,10 @@ from bench.shapes import BETAS, GRAD_CLIP, LR, WEIGHT_DECAY
 from shared.megatron.config import ModelConfig
 from shared.megatron.hf import to_hf_config, to_hf_state_dict
 from shared.megatron.model import build_model, forward_logits
+from shared.megatron.optimizer import AdamWConfig
+from shared.megatron.parallel import Microbatch, ParallelModel
 
+ADAMW = AdamWConfig(lr=LR, betas=BETAS, weight_decay=WEIGHT_DECAY, decay_vectors=True, grad_clip=GRAD_CLIP)
 Step = Callable[[Tensor, Tensor], float]
 """(tokens_BT, labels_BT), both int64 -> loss before the step, in nats per token."""
 
@@ -30,6 +33,17 @@ def assay(config: ModelConfig) -> Step:
     """GPTModel in one process with torch's AdamW."""
     model = build_model(config, seed=0, device="cpu")
     return torch_step(model, lambda tokens_BT: forward_logits(model, tokens_BT))
+
+
+def assay_parallel(config: ModelConfig) -> Step:
+    """ParallelModel at world size 1, with Megatron's optimizer."""
+    model = ParallelModel(config, ADAMW, seed=0, device="cpu")
+
+    def step(tokens_BT: Tensor, labels_BT: Tensor) -> float:
+        batch = Microbatch(tokens_BT, labels_BT, torch.ones(tokens_BT.shape))
+        return model.train_step([batch], LR).loss
+
+    return step
 
 
 def transformers_llama(config: ModelConfig) -> Step:
@@ -73,6 +87,7 @@ def torch_step(model: nn.Module, logits: Callable[[Tensor], Tensor]) -> Step:
 
 MAKERS: dict[str, Callable[[ModelConfig], Step]] = {
     "assay": assay,
+    "assay-parallel": assay_parallel,
     "transformers": transformers_llama,
     "minimal": minimal,
 }

@@ -6,9 +6,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from shared.experiment import provenance
@@ -22,13 +24,19 @@ class Clock:
     wall_s: float
 
 
-def rounds(turns: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[Clock]]:
-    """Contestant -> one `Clock` per round. Every round gives each contestant one turn and starts with another one."""
+def rounds(
+    turns: Mapping[str, Callable[[], object]], repetitions: int, between: Callable[[], object] = lambda: None
+) -> dict[str, list[Clock]]:
+    """Contestant -> one `Clock` per round. Every round gives each contestant one turn and starts with another one.
+
+    `between` runs before every turn, off the clock.
+    """
     clocks: dict[str, list[Clock]] = {name: [] for name in turns}
     names = list(turns)
     for repetition in range(repetitions):
         first = repetition % len(names)
         for name in names[first:] + names[:first]:
+            between()
             wall, cpu = time.perf_counter(), time.process_time()
             turns[name]()
             clocks[name].append(Clock(time.process_time() - cpu, time.perf_counter() - wall))
@@ -43,6 +51,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def ratios(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
     """Spread of peer / ours within each round: above 1, ours took less."""
     return spread([theirs / mine for mine, theirs in zip(ours, peer, strict=True)])
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder on the disk of this clone, where runs would write; it goes when left."""
+    runs = provenance.ROOT / "runs"
+    runs.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=runs, prefix=".bench-") as folder:
+        yield Path(folder)
 
 
 def machine() -> dict[str, Any]:

@@ -6,6 +6,7 @@ Fused QKV and gate-up projections, torch's SDPA and RMSNorm, cosines and sines c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ class MinimalLlama(nn.Module):
         self.embedding.weight.copy_(state["model.embed_tokens.weight"])
         self.norm.weight.copy_(state["model.norm.weight"])
         self.head.weight.copy_(state.get("lm_head.weight", state["model.embed_tokens.weight"]))
+        layer: Any
         for index, layer in enumerate(self.layers):
             p = f"model.layers.{index}"
             layer.qkv.weight.copy_(torch.cat([state[f"{p}.self_attn.{name}_proj.weight"] for name in "qkv"]))

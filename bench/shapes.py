@@ -15,6 +15,9 @@ PEERS = {"torch": "2.13.0", "transformers": "5.19.0", "megatron-core": "0.16.1"}
 REPETITIONS = 9
 """Interleaved rounds per shape; each contestant has one turn in a round, and the order rotates."""
 
+RESUME_REPETITIONS = 5
+RESUME_BATCH = (4, 256)
+
 LR = 1e-3
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
