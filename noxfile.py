@@ -134,7 +134,7 @@ def env(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["env"])
 def tests(session: nox.Session) -> None:
     """Run pytest on all cores; arguments after -- go to pytest."""
-    install(session, "plots", "dev")
+    install(session, "plots", "eval", "dev")
     # One thread a process: several threads on tiny models are slower, and workers would fight for the cores.
     run(session, "python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", *session.posargs, OMP_NUM_THREADS="1")
 
@@ -142,7 +142,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["env"])
 def lint(session: nox.Session) -> None:
     """Check style, types, the import contracts and what may be committed."""
-    install(session, "plots", "dev")
+    install(session, "plots", "eval", "dev")
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "basedpyright", "--pythonpath", str(CORE / "bin" / "python"))
