@@ -75,6 +75,16 @@ class Rollouts:
             finish_reason_N=tuple(self.finish_reason_N[i] for i in rows_M.tolist()),
         )
 
+    def cpu(self) -> Rollouts:
+        """The same responses in the CPU's memory."""
+        return Rollouts(
+            self.tokens_NT.cpu(),
+            self.logprobs_NT.cpu(),
+            self.lengths_N.cpu(),
+            self.prompt_lengths_N.cpu(),
+            self.finish_reason_N,
+        )
+
 
 class Engine(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int) -> Rollouts:

@@ -80,7 +80,8 @@ class SharedEngine:
         place_P = [distinct[tuple(prompt)] for prompt in prompts]
         mine = range(len(distinct))[self.rows.mine(len(distinct))]
         chosen = [i for i, place in enumerate(place_P) if place in mine]
-        own = self.engine.generate([prompts[i] for i in chosen], sampling, n, seed) if chosen else None
+        # On the CPU: a pickled CUDA tensor comes back on the sender's GPU.
+        own = self.engine.generate([prompts[i] for i in chosen], sampling, n, seed).cpu() if chosen else None
         parts = [part for part in self.rows.gather_objects((chosen, own)) if part[1] is not None]
         order = torch.tensor([i for indices, _ in parts for i in indices])
         rows_N = (order.argsort()[:, None] * n + torch.arange(n)).flatten()

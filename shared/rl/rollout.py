@@ -85,7 +85,8 @@ class Collector:
             problems = [self.pool[i] for i in picks]
             prompts = [c.task.prompt(problem) for problem in problems]
             sampling = Sampling(max_new_tokens=c.task.max_response_len, temperature=c.temperature)
-            samples = self.engine.generate(prompts, sampling, c.samples, seed=_engine_seed(self.seed, rollout, attempt))
+            seed = _engine_seed(self.seed, rollout, attempt)
+            samples = self.engine.generate(prompts, sampling, c.samples, seed=seed).cpu()
             accuracy_GN = self._verify(problems, samples, tally)
             keep_G = mixed_groups(accuracy_GN)
             if c.dynamic_sampling == "off":
