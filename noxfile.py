@@ -156,6 +156,12 @@ def tables(session: nox.Session) -> None:
     run(session, "python", "-m", "papers", "tables", *session.posargs)
 
 
+@nox.session(venv_backend="none", requires=["env"], default=False)
+def bench(session: nox.Session) -> None:
+    """Measure speed beside named peers, see bench/README.md; -- training | checkpoints | resume for a part."""
+    run(session, "python", "-m", "bench", *session.posargs, OMP_NUM_THREADS="1")
+
+
 @nox.session(venv_backend="none", default=False)
 def vllm(session: nox.Session) -> None:
     """Compare greedy tokens of exported models with vLLM's, in .nox/vllm (2.8 GB); arguments after -- go to pytest."""
@@ -164,6 +170,12 @@ def vllm(session: nox.Session) -> None:
     run(session, "python", *pip, "install", "-c", "constraints.txt", "pytest", folder=VLLM)
     run(session, "python", *pip, "uninstall", "--yes", *UNUSABLE_WITH_VLLM, folder=VLLM)
     run(session, "python", "-m", "pytest", "tests/vllm", *session.posargs, folder=VLLM, OMP_NUM_THREADS="1")
+
+
+@nox.session(name="gpu-check", venv_backend="none", requires=["env"], default=False)
+def gpu_check(session: nox.Session) -> None:
+    """Compare this machine's GPUs with its CPU, and measure speed; -- --device cpu is a dry run."""
+    run(session, "python", "-m", "shared.gpucheck", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)

@@ -143,7 +143,7 @@ def test_papers_are_found_without_importing_them(clone: Path) -> None:
         (clone / "papers" / "toy_paper" / file).write_text("raise SystemExit('imported')")
     output, _ = start_nox(clone, "-l").communicate(timeout=60)
     names = set(re.findall(r"^[*-] (\S+)", output, re.MULTILINE))
-    assert {"env", "tests", "lint", "tables", "vllm", "lock"} <= names
+    assert {"env", "tests", "lint", "tables", "vllm", "gpu-check", "lock"} <= names
     assert {name for name in names if "toy" in name} == {"reproduce-toy-paper", "dryrun-toy-paper"}
     assert not any("draft" in name for name in names)
 

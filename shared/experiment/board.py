@@ -102,8 +102,9 @@ def summary(
     judged: Mapping[str, Sequence[ClaimResult]],
     stale: Mapping[str, Mapping[str, str]],
     prefix: str,
+    gpu_line: str,
 ) -> str:
-    """Markdown table with one row per paper; `prefix` leads from the README to papers/.
+    """Markdown table with one row per paper, then `gpu_line`; `prefix` leads from the README to papers/.
 
     A count reads `must and should claims + may claims`: among the latter are counter-examples and details, whose
     contradiction says little about the paper.
@@ -117,13 +118,14 @@ def summary(
         numbers = [f"{counts[verdict, False]} + {counts[verdict, True]}" for verdict in VERDICTS]
         numbers[-1] += since
         rows.append((f"[{name}]({prefix}{name}) {card.title}", link, *numbers, cost))
-    return markdown.table(("paper", "arXiv", *VERDICTS, "CPU-seconds to re-run"), rows)
+    return markdown.table(("paper", "arXiv", *VERDICTS, "CPU-seconds to re-run"), rows) + f"\n\n{gpu_line}"
 
 
 def page(
     cards: Mapping[str, Card],
     judged: Mapping[str, Sequence[ClaimResult]],
     stale: Mapping[str, Mapping[str, str]],
+    gpu_line: str,
 ) -> str:
     """Text of papers/README.md: the summary, then every claim of every paper."""
     parts = [
@@ -132,7 +134,7 @@ def page(
         "Every paper, every claim, every verdict at proxy scale. An effect is a contrast between arms, its interval "
         "covers 95 %, n counts seeds; how a verdict comes about is told in [docs/verdicts.md](../docs/verdicts.md). "
         "Counts read *must and should claims + may claims*; the latter hold counter-examples and details.",
-        summary(cards, judged, stale, ""),
+        summary(cards, judged, stale, "", gpu_line),
     ]
     for name, results in judged.items():
         if name in cards:

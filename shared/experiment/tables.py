@@ -22,6 +22,7 @@ from shared.experiment.canary import stale_studies
 from shared.experiment.claims import ClaimResult, claims_json, evaluate_all, principal
 from shared.experiment.contracts import Experiment
 from shared.experiment.results import ROOT, MissingRecords, Results
+from shared.gpucheck import record as gpu
 
 BLOCK_SCALE = "proxy"
 
@@ -111,12 +112,14 @@ def generate(root: Path = ROOT) -> dict[Path, bytes]:
         made |= paper.files | paper.readme()
     judged = {name: paper.judged for name, paper in papers.items()}
     stale = {name: stale_studies(paper.results(BLOCK_SCALE), root) for name, paper in papers.items()}
-    made[root / "papers" / "README.md"] = board.page(cards, judged, stale).encode()
+    checked = gpu.load_all(root)
+    page = board.page(cards, judged, stale, gpu.line(checked, "../docs"))
+    made[root / "papers" / "README.md"] = page.encode()
 
     def root_block(kind: str, name: str) -> str:
         paper, _, block = name.partition("/")
         if kind == "table" and name == "board":
-            return board.summary(cards, judged, stale, "papers/")
+            return board.summary(cards, judged, stale, "papers/", gpu.line(checked, "docs"))
         if paper not in papers or not block:
             raise markdown.BadBlock(f"README.md asks for {kind} {name}: write `board` or PAPER/NAME")
         return papers[paper].block(kind, block, root)
