@@ -6,9 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shared.data.tasks.base import Task
+from shared.experiment.contracts import AssayError
 from shared.megatron.model import ModelConfig
 from shared.rl.losses import PolicyLoss
 from shared.rl.pipeline import Terms
+
+
+class BadRLConfig(AssayError):
+    """A setting of an RL run that nothing can be trained with."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,8 @@ class OptimizerConfig:
     """AdamW in one or two groups. `head_lr=None` gives one learning rate to all weights.
 
     A head learning rate needs an untied head: the head starts as a copy of the embedding. The learning rates rise
-    linearly over the updates of the first `warmup_rollouts` rollouts, then stay.
+    linearly over the updates of the first `warmup_rollouts` rollouts, then stay. `grad_clip` bounds the norm of the
+    whole gradient; 0 switches clipping off.
     """
 
     body_lr: float
@@ -26,6 +32,13 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     warmup_rollouts: int = 10
     grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("body_lr", self.body_lr), ("head_lr", self.head_lr)):
+            if value is not None and value <= 0:
+                raise BadRLConfig(f"{name}={value}: learning rates are positive; head_lr=None gives one to all weights")
+        if self.grad_clip < 0:
+            raise BadRLConfig(f"grad_clip={self.grad_clip} is negative: choose a bound, or 0 for none")
 
 
 @dataclass(frozen=True)

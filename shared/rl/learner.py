@@ -74,7 +74,9 @@ class Learner:
         batch = batch.to(self.device)
         width = batch.mask_BT.shape[1]
         parts = [(torch.zeros(0, width, device=self.device),) * 2]
-        for rows in torch.arange(len(batch))[self.rows.mine(len(batch))].split(_FORWARD_ROWS):
+        mine = range(len(batch))[self.rows.mine(len(batch))]
+        for first in range(mine.start, mine.stop, _FORWARD_ROWS):
+            rows = torch.arange(first, min(first + _FORWARD_ROWS, mine.stop))
             part = batch.rows(rows)
             logp_BTV = response_logits(self.model, part, self.config.temperature).log_softmax(-1)
             logp_BT = logp_BTV.gather(-1, part.response_BT[..., None]).squeeze(-1)

@@ -57,7 +57,7 @@ class LocalUpdate:
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
         total = float(loss.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip or math.inf))
         if math.isfinite(total) and math.isfinite(norm):
             for group, peak in zip(self.adamw.param_groups, self._peak, strict=True):
                 group["lr"] = peak * scale

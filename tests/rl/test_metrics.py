@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.rl.mechanism import BranchObserver, entropy_changes
-from shared.rl.metrics import Meter, clip_metrics, entropy_and_surplus, gap_summary, ratio_summary
+from shared.rl.metrics import Meter, clip_metrics, entropy_and_surplus, gap_summary, quantile, ratio_summary
 from tests.rl.oracle import entropy, softmax
 
 
@@ -85,3 +87,14 @@ def test_observer_splits_branches_by_ratio_and_sign_and_starts_afresh():
     assert row["first_order_low"] < 0 < row["first_order_high"]
     assert row["finite_difference_low"] == pytest.approx(row["first_order_low"], rel=1e-5)
     assert observer.row()["tokens_low"] == 0
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=50), st.sampled_from([0.0, 0.5, 0.95, 1.0]))
+def test_quantile_is_torchs_to_the_bit(values, q):
+    values_N = torch.tensor(values, dtype=torch.float64)
+    assert quantile(values_N, q) == float(torch.quantile(values_N, q))
+
+
+@pytest.mark.slow
+def test_quantile_takes_more_values_than_torchs():
+    assert quantile(torch.zeros(2**24 + 1), 0.95) == 0.0

@@ -1,6 +1,7 @@
 """The RL trainer on several ranks: the rows of one process, and a resume that gives them too."""
 
 import contextlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,14 @@ import pytest
 import torch
 
 from shared.experiment.contracts import Interrupted
+from shared.megatron.init import current_layout
 from shared.megatron.layout import ImpossibleLayout, Layout
 from shared.megatron.model import build_model
+from shared.rl.aggregate import Aggregation
+from shared.rl.config import BadRLConfig, RLConfig
+from shared.rl.learner import Learner
+from shared.rl.pipeline import Terms
+from shared.rl.replay import stored_rollout
 from shared.rl.saves import OtherKindOfCheckpoint
 from shared.rl.trainer import train_rl
 from shared.rl.update import LocalUpdate, ParallelUpdate
@@ -17,7 +24,14 @@ from shared.training.checkpoint import save_weights
 from tests.ranks import run_ranks
 from tests.rl.test_learner import FirstTokenEven, Run, config
 
-CONFIG = config(task=FirstTokenEven(), rollouts=4, checkpoint_every=1)
+BASE = config(task=FirstTokenEven(), rollouts=4, checkpoint_every=1, dynamic_sampling="drop")
+# Each part of the loss has a divisor of its own, and the warm-up outlasts the run.
+CONFIG = replace(
+    BASE,
+    terms=Terms("token-mean", entropy_coef=0.2, positive_coef=0.7),
+    optimizer=replace(BASE.optimizer, warmup_rollouts=6),
+)
+AGGREGATIONS: tuple[Aggregation, ...] = ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 
 
 class Ranked(Run):
@@ -33,8 +47,8 @@ class Ranked(Run):
         return folder
 
 
-def train(rank: int, path: Path, stop_after: int = 10**9) -> list[dict[str, float]]:
-    with Ranked.open(path / f"rank{rank}", CONFIG, 0) as run:
+def train(rank: int, path: Path, stop_after: int = 10**9, conf: RLConfig = CONFIG) -> list[dict[str, float]]:
+    with Ranked.open(path / f"rank{rank}", conf, 0) as run:
         run.stop_after = stop_after
         with contextlib.suppress(Interrupted):
             train_rl(run)
@@ -79,6 +93,13 @@ def test_rows_are_those_of_one_process(layout, one_process, folder):
     per_rank = run_ranks(train, layout, folder)
     assert all(rows == per_rank[0] for rows in per_rank)
     assert_same_rows(per_rank[0], one_process)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_every_aggregation_divides_by_the_whole_mini_batch(aggregation, tmp_path):
+    conf = replace(CONFIG, terms=replace(CONFIG.terms, aggregation=aggregation), rollouts=2, epochs=2)
+    expected = train(0, with_warm_start(tmp_path / "one"), conf=conf)
+    assert_same_rows(run_ranks(train, Layout(dp=2), with_warm_start(tmp_path / "two"), 9, conf)[0], expected)
 
 
 @pytest.mark.parametrize("layout", [Layout(dp=2), Layout(tp=2)], ids=str)
@@ -129,6 +150,54 @@ def test_both_kinds_of_update_are_the_same_adamw():
     parallel = run_ranks(_weights_after_steps, Layout(), ParallelUpdate)[0]
     for name, weight in local.items():
         torch.testing.assert_close(parallel[name], weight, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def _scored_and_updated(rank: int, rows: int) -> tuple[torch.Tensor, dict[str, float]]:
+    conf = replace(BASE, prompts=rows, samples=1, minibatches=1)
+    batch = stored_rollout(conf, 0)
+    model = replace(conf.model, tie_embeddings=False)
+    if current_layout().world_size == 1:
+        learner = Learner(conf, build_model(model, 0))
+    else:
+        update = ParallelUpdate(conf.optimizer, model)
+        learner = Learner(conf, update.parallel.chunks[0], update)
+    return learner.score(batch)[0], learner.update(batch, seed=0, rollout=0)
+
+
+def test_ranks_without_rows_take_part():
+    logp_BT, metrics = _scored_and_updated(0, 2)
+    for scored_BT, measured in run_ranks(_scored_and_updated, Layout(dp=3), 2):
+        torch.testing.assert_close(scored_BT, logp_BT, atol=1e-6, rtol=1e-5)
+        assert measured == pytest.approx(metrics, rel=2e-5, abs=2e-6)
+
+
+def _steps(rank: int, losses: list[float]) -> tuple[tuple[float, float], bool]:
+    """One step whose loss differs between ranks; and whether it changed a weight."""
+    update = ParallelUpdate(CONFIG.optimizer, replace(CONFIG.model, tie_embeddings=False))
+    parameters = list(update.parallel.chunks[0].parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    loss = sum((parameter**2).sum() for parameter in parameters)
+    outcome = update.step(loss * 0 + losses[rank], scale=1.0)
+    return outcome, any(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+def test_a_loss_is_summed_over_ranks_and_stops_all_of_them_if_one_is_not_finite():
+    assert [outcome[0] for outcome, _ in run_ranks(_steps, Layout(dp=2), [1.0, 2.0])] == [3.0, 3.0]
+    for (total, norm), changed in run_ranks(_steps, Layout(dp=2), [1.0, math.nan]):
+        assert math.isnan(total)
+        assert not math.isfinite(norm)
+        assert not changed
+
+
+def test_clipping_can_be_switched_off_and_rates_are_positive():
+    optimizer = replace(CONFIG.optimizer, grad_clip=0.0)
+    model = build_model(replace(CONFIG.model, tie_embeddings=False), seed=0)
+    before = model.output_layer.weight.detach().clone()
+    LocalUpdate(optimizer, model).step((model.output_layer.weight**2).sum(), scale=1.0)
+    assert not torch.equal(before, model.output_layer.weight)
+    for wrong in ({"body_lr": 0.0}, {"head_lr": -1.0}, {"grad_clip": -1.0}):
+        with pytest.raises(BadRLConfig, match=next(iter(wrong))):
+            replace(CONFIG.optimizer, **wrong)
 
 
 def test_what_the_trainer_does_not_do_is_refused(folder):
