@@ -1,4 +1,4 @@
-"""Check that everything proven on CPUs holds on this machine's GPUs, and measure speed. Ten minutes at most.
+"""Check that everything proven on CPUs holds on this machine's GPUs, and measure speed.
 
     nox -s gpu-check                            # or: python -m shared.gpucheck
     python -m shared.gpucheck --device cpu      # a dry run of the checks themselves, CPU against CPU

@@ -11,11 +11,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, Literal
@@ -54,15 +53,16 @@ def on_ranks(
         context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder, _seeing(device):
         pipes, processes = [], []
-        for rank in range(layout.world_size):
-            ours, theirs = context.Pipe(duplex=False)
-            work = (function, device, layout, rank, args, folder, theirs)
-            process = context.Process(target=_rank, args=work)
-            process.start()
-            theirs.close()
-            pipes.append(ours)
-            processes.append(process)
+        _store, environments = _environments(layout)
         try:
+            for environment in environments:
+                ours, theirs = context.Pipe(duplex=False)
+                work = (function, device, layout, environment, args, folder, theirs)
+                process = context.Process(target=_rank, args=work)
+                process.start()
+                theirs.close()
+                pipes.append(ours)
+                processes.append(process)
             return _collect(pipes, time.monotonic() + timeout, timeout)
         finally:
             for process in processes:
@@ -107,40 +107,47 @@ def _rank(
     function: Callable[..., Any],
     device: Device,
     layout: Layout,
-    rank: int,
+    environment: Mapping[str, str],
     args: tuple[Any, ...],
     folder: str,
     answer: Any,
 ) -> None:
+    os.environ.update(environment)
     try:
-        _join(device, layout, rank, folder)
+        _join(device, layout)
         answer.send_bytes(pickle.dumps(("", "", function(*args, folder))))
     except BaseException as error:
         said = " ".join(str(error).split()) or "no message"
         answer.send_bytes(pickle.dumps((f"{type(error).__name__}: {said}", traceback.format_exc(), None)))
-    sys.stdout.flush()
-    # Not through nccl's destructors, which may wait for a rank that is gone.
-    os._exit(0)
+    # The parent ends all ranks once it has every answer: until then another one may still read what this one sent.
+    time.sleep(60)
 
 
-def _join(device: Device, layout: Layout, rank: int, folder: str) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
+def _join(device: Device, layout: Layout) -> None:
     import torch
-    import torch.distributed as dist
 
     from shared.megatron.init import initialize
 
+    if device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // layout.world_size))
     # Without TF32, which rounds the factors of float32 products to 10 bits.
     torch.set_float32_matmul_precision("highest")
-    if (device == "cuda") != torch.cuda.is_available():
-        raise RankFailed(f"torch sees {torch.cuda.device_count()} GPUs in a process that is to run on {device}")
-    backend = "gloo"
-    if device == "cuda":
-        torch.cuda.set_device(rank)
-        backend = "cpu:gloo,cuda:nccl"
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // layout.world_size))
-    if layout.world_size > 1:
-        store = dist.FileStore(f"{folder}/store", layout.world_size)  # pyright: ignore[reportPrivateImportUsage]
-        dist.init_process_group(backend, store=store, rank=rank, world_size=layout.world_size)
-    initialize(layout=layout)
+    found = initialize(layout=layout)
+    if found.type != device:
+        raise RankFailed(f"the process is to run on {device}, and torch offers it {found}")
+
+
+def _environments(layout: Layout) -> tuple[Any, list[dict[str, str]]]:
+    """A store in this process and, per rank, the variables under which torchrun would start it."""
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(layout.world_size),
+        # The store is there already: no rank opens another one.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    return store, [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(layout.world_size)]

@@ -26,22 +26,21 @@ from tests import ranks
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def one_fork_server(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def one_fork_server():
     """What starts first in this process preloads for all tests of it."""
-    monkeypatch.setattr(processes, "PRELOAD", [*ranks.PRELOAD, "shared.gpucheck.subjects"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "PRELOAD", [*ranks.PRELOAD, *processes.PRELOAD])
+        yield
 
 
 @pytest.fixture(scope="module")
 def dry_run():
-    preload, processes.PRELOAD = processes.PRELOAD, [*ranks.PRELOAD, "shared.gpucheck.subjects"]
     lines: list[str] = []
-    try:
-        return run_checks("cpu", DRY, say=lines.append), lines
-    finally:
-        processes.PRELOAD = preload
+    return run_checks("cpu", DRY, say=lines.append), lines
 
 
+@pytest.mark.slow
 def test_every_check_passes_against_itself(dry_run):
     result, lines = dry_run
     statuses = {check["name"]: check["status"] for check in result["checks"]}
@@ -51,6 +50,7 @@ def test_every_check_passes_against_itself(dry_run):
     assert len(lines) == len(CHECKS)
 
 
+@pytest.mark.slow
 def test_the_record_is_what_can_be_committed(dry_run, tmp_path):
     result, _ = dry_run
     written = record.write(result, tmp_path)
@@ -65,6 +65,7 @@ def test_the_record_is_what_can_be_committed(dry_run, tmp_path):
     assert str(ROOT) not in text
 
 
+@pytest.mark.slow
 def test_two_ranks_really_took_part(dry_run):
     """Sums over two ranks round differently: differences of exactly 0 in all of them would be one process twice."""
     result, _ = dry_run
@@ -74,6 +75,7 @@ def test_two_ranks_really_took_part(dry_run):
     assert set(numbers["pretrain"].values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_speed_is_measured(dry_run):
     result, _ = dry_run
     (numbers,) = [check["numbers"] for check in result["checks"] if check["name"] == "speed"]
