@@ -1,0 +1,1 @@
+"""Speed, side by side: what is declared, what is compared, and what the README shows."""
