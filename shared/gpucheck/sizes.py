@@ -60,7 +60,7 @@ GPU = Sizes(
     base=Speed(_model(8, 1024, 16, 16, 64, 2816, 32768), 1024, 32, 8, 10, needs_gib=15),
     large=Speed(_model(16, 2048, 16, 16, 128, 5632, 32768), 1024, 32, 8, 10, needs_gib=39),
 )
-"""On a real GPU. 4 million parameters are compared; 136 million and 0.9 billion are timed."""
+"""On a real GPU. 3 million parameters are compared; 136 million and 0.9 billion are timed."""
 
 _TINY = _model(2, 32, 4, 2, 8, 48, 64)
 DRY = Sizes(
