@@ -17,9 +17,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from shared.engines.contracts import UnsupportedModel
+from shared.megatron.fused import rotate
 from shared.megatron.init import current_layout
 from shared.megatron.model import config_of, output_weight
-from shared.megatron.spec import MLP, IdentityOp, RMSNorm, RotaryAttention, RotaryTable, SDPACoreAttention, rotate
+from shared.megatron.spec import MLP, IdentityOp, RMSNorm, RotaryAttention, RotaryTable, SDPACoreAttention
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel

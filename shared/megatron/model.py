@@ -83,6 +83,8 @@ def _build_chunk(
     layout = current_layout()
     megatron = _transformer_config(config, dtype)
     megatron.perform_initialization = seed is not None
+    # Megatron's name for an activation that the layer spec brings along, as `_local_layer` does.
+    megatron.use_te_activation_func = backend == "local"
     layer = layer_spec(config, backend)
     count = config.num_layers // (layout.pp * layout.virtual_pp)
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from shared.experiment.contracts import AssayError
 from shared.megatron.config import ModelConfig
+from shared.megatron.fused import Rotate, SplitRotate, swiglu
 from shared.megatron.init import quiet_imports
 
 with quiet_imports():
@@ -112,30 +113,27 @@ class RotaryTable(RotaryEmbedding):
         return zigzag(self.freqs_T11D[offset : offset + max_seq_len], 0)
 
 
-class _Rotate(torch.autograd.Function):
-    """Rotation of (x[:half], x[half:]) by an angle; backward rotates back. Autograd's own version costs 2.5x."""
+class Column(ColumnParallelLinear):
+    """Megatron's column-parallel linear layer; whole and without bias, it is torch's, for half the calls."""
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
-        return rotate(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return rotate(grads[0], cos, -sin), None, None
+    def forward(self, input_: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """[..., in] -> ([..., out of this rank], None or bias)."""
+        if whole(self) and not (args or kwargs):
+            return F.linear(input_, cast(torch.Tensor, self.weight)), None
+        return super().forward(input_, *args, **kwargs)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding (Su et al., arXiv:2104.09864, eq. 34, halves instead of pairs as in Llama).
+class Row(RowParallelLinear):
+    """Megatron's row-parallel linear layer; whole and without bias, it is torch's."""
 
-    `cos` and `sin` broadcast against `x` [..., head_dim]; their two halves are equal.
-    """
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+    def forward(self, input_: torch.Tensor) -> Any:
+        """[..., in of this rank] -> ([..., out], None)."""
+        return (F.linear(input_, self.weight), None) if whole(self) else super().forward(input_)
+
+
+def whole(layer: Any) -> bool:
+    """Whether one rank holds all of a linear layer that has no bias."""
+    return layer.bias is None and layer.config.tensor_model_parallel_size == 1
 
 
 class RotaryAttention(SelfAttention):
@@ -147,9 +145,15 @@ class RotaryAttention(SelfAttention):
         cached = kwargs.get("inference_context") is not None or kwargs.get("packed_seq_params") is not None
         if freqs is None or cached or self.checkpoint_core_attention:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        query, key, value = cast(tuple[torch.Tensor, ...], self.get_query_key_value_tensors(hidden_states))
-        cos, sin = freqs.cos().to(query.dtype), freqs.sin().to(query.dtype)
-        query, key = _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)
+        cos, sin = freqs.cos().to(hidden_states.dtype), freqs.sin().to(hidden_states.dtype)
+        if isinstance(self.q_layernorm, IdentityOp):
+            mixed, _ = cast(Any, self.linear_qkv)(hidden_states)
+            groups = self.num_query_groups_per_partition
+            mixed = mixed.unflatten(-1, (groups, -1, self.hidden_size_per_attention_head))
+            query, key, value = SplitRotate.apply(mixed, cos, sin)
+        else:
+            query, key, value = cast(tuple[torch.Tensor, ...], self.get_query_key_value_tensors(hidden_states))
+            query, key = Rotate.apply(query, cos, sin), Rotate.apply(key, cos, sin)
         return self.linear_proj(cast(Any, self.core_attention)(query, key, value, attention_mask))
 
 
@@ -237,9 +241,9 @@ def _te_layer(config: ModelConfig) -> ModuleSpec:
 def _local_layer(config: ModelConfig) -> ModuleSpec:
     qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
+        linear_qkv=Column,
         core_attention=cast(Any, SDPACoreAttention),
-        linear_proj=RowParallelLinear,
+        linear_proj=Row,
         q_layernorm=qk_norm,
         k_layernorm=qk_norm,
     )
@@ -251,7 +255,8 @@ def _local_layer(config: ModelConfig) -> ModuleSpec:
         self_attn_bda=cast(Any, get_bias_dropout_add),
         pre_mlp_layernorm=RMSNorm,
         mlp=ModuleSpec(
-            module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+            module=MLP,
+            submodules=MLPSubmodules(linear_fc1=Column, linear_fc2=Row, activation_func=cast(Any, swiglu)),
         ),
         mlp_bda=cast(Any, get_bias_dropout_add),
         # Transformer Engine's names for the norms, so that distributed checkpoints fit both kinds of layer.

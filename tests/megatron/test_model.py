@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shared.megatron.config import BadModelConfig
+from shared.megatron.fused import Rotate, rotate
 from shared.megatron.init import initialize
 from shared.megatron.model import (
     AlreadyUntied,
@@ -15,7 +16,7 @@ from shared.megatron.model import (
     parameter_count,
     untie,
 )
-from shared.megatron.spec import CausalOnly, RMSNorm, RotaryTable, SDPACoreAttention, SequenceTooLong, _Rotate, rotate
+from shared.megatron.spec import CausalOnly, RMSNorm, RotaryTable, SDPACoreAttention, SequenceTooLong
 from tests.megatron.models import LLAMA, randomise
 
 
@@ -120,8 +121,8 @@ def test_rotation_has_right_derivatives_of_both_orders():
     x = torch.randn(3, 2, 2, 6, dtype=torch.float64, requires_grad=True)
     freqs = RotaryTable(6, 100.0, 5)(3).double()
     cos, sin = freqs.cos(), freqs.sin()
-    assert torch.autograd.gradcheck(lambda x: _Rotate.apply(x, cos, sin), x)
-    assert torch.autograd.gradgradcheck(lambda x: _Rotate.apply(x, cos, sin), x)
+    assert torch.autograd.gradcheck(lambda x: Rotate.apply(x, cos, sin), x)
+    assert torch.autograd.gradgradcheck(lambda x: Rotate.apply(x, cos, sin), x)
 
 
 def test_rotated_dot_products_depend_on_the_distance_alone():
