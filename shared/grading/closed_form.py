@@ -18,7 +18,8 @@ from fractions import Fraction
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:\\overline\{\d{1,20}\}|[eE][+-]?\d{1,3}(?![\d.]))?)"
-    r"|(?P<word>\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))|(?P<sign>[-+*/^(){}\[\]]))"
+    r"|(?P<word>\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))|(?P<sign>[-+*/^(){}\[\]]))",
+    re.ASCII,
 )
 _ENDS = {"+", "-", ")", "}", "]"}
 _FACTORS = {"(", "\\frac", "\\sqrt", "\\pi"}

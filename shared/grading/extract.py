@@ -13,7 +13,7 @@ import re
 
 END_OF_THINKING = "</think>"
 _BOX = re.compile(r"\\f?box(?:ed)?\s{0,8}\{")
-_NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", re.ASCII)
 _AIME_INTEGER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d{1,12})(?:\.0{0,12})?", re.ASCII)
 _AIME_NOISE = re.compile(r"\\[,;:! ]|\\?\$|~|\s+|\^\s?(?:\\circ|\{\s?\\circ\s?\})|°")
 

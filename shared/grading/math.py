@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shared.experiment.contracts import AssayError
@@ -172,11 +173,9 @@ class _Worker:
     def ask(self, number: int, item: Pending) -> None:
         self.question = number
         self.deadline = time.monotonic() + _PATIENCE * (float(self.process.args[-1]) + 1)  # type: ignore[index]
-        try:
+        with suppress(BrokenPipeError):  # `reply` finds out why
             self.input.write(json.dumps([item.gold, item.answer, item.science]).encode() + b"\n")
             self.input.flush()
-        except BrokenPipeError:
-            pass  # `reply` finds out why
 
     def overdue(self) -> bool:
         return time.monotonic() > self.deadline
@@ -215,5 +214,6 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.input.close()
+        with suppress(BrokenPipeError):  # what the process never read
+            self.input.close()
         self.output.close()

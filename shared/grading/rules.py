@@ -168,13 +168,13 @@ def _balanced(text: str) -> bool:
 
 def _vote(answer: str, gold: str) -> str:
     """Normal form for votes: numbers by value, lists in order of their text, names on the left dropped."""
-    named = sides(answer)
-    if named and named[1] and (is_name(named[0]) or not sides(gold)):
-        answer = named[1]
     parts = split_list(answer)
     if len(parts) > 1:
         return ",".join(sorted(_vote(part, gold) for part in parts))
     answer = parts[0] if parts else answer
+    named = sides(answer)
+    if named and named[1] and (is_name(named[0]) or not sides(gold)):
+        answer = named[1]
     if (enclosed := group(answer)) and len(split_list(enclosed[1])) == 1:
         return _vote(enclosed[1], gold)
     value = read(answer) or (read(without_unit_words(answer)) if read(gold) else None)

@@ -94,7 +94,7 @@ def test_a_truncated_sample_is_wrong_even_if_its_answer_is_right_or_was_never_gr
 
 
 def majority_target(rates, n):
-    """P(the majority is correct), enumerating all sequences of n answers; `rates` = P(answer j), answer 0 is correct."""
+    """P(the majority is correct) over all sequences of n answers; `rates` = P(answer j); answer 0 is correct."""
     total = 0.0
     for answers in product(range(len(rates)), repeat=n):
         votes = Counter(answers)
