@@ -2,9 +2,9 @@
 
     python -m papers run PAPER --study STUDY --scale gpu --tp 8 --dp 2 --slurm --nodes 2 --partition big --time 12:00:00
 
-Special: a job is one torchrun agent per machine around the same ranks as on a laptop. Slurm warns `WARN_S` seconds
-before the end of its time; the ranks write a checkpoint, and the job goes back into the queue under its id. Complete
-runs are judged by the same command without `--slurm`.
+Special: a job is one torchrun agent per machine around the same ranks as on a laptop. Slurm warns `Slurm.warn_s`
+seconds before the end of its time; the ranks write a checkpoint, and the job goes back into the queue under its id.
+Complete runs are judged by the same command without `--slurm`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from shared.megatron.layout import ImpossibleLayout, Layout
 if TYPE_CHECKING:
     from rich.console import Console
 
-WARN_S = 180
 REQUEUES = 1000
 SECONDS_TO_REQUEUE = 60
 CPUS_PER_GPU = 4
 PORTS = range(20000, 30000)
+OWN_FLAGS = {"signal": "--warn", "signal-delay-s": "--warn"}
+OWN_FLAGS |= {name: f"--{name}" for name in ("nodes", "gpus-per-node", "partition", "time")}
 
 
 class SubmititMissing(AssayError):
@@ -53,12 +54,16 @@ class NoSlurm(AssayError):
 
 @dataclass(frozen=True)
 class Slurm:
-    """What each job asks for. `minutes` is the wall time of one job; a longer run takes several."""
+    """What each job asks for. `minutes` is the wall time of one job; a longer run takes several.
+
+    Slurm warns a job `warn_s` seconds before its end: enough for a step, a checkpoint and `SECONDS_TO_REQUEUE`.
+    """
 
     nodes: int = 1
     gpus_per_node: int | None = None
     partition: str | None = None
     minutes: int = 60
+    warn_s: int = 600
     sbatch: tuple[tuple[str, str], ...] = ()
 
 
@@ -74,6 +79,8 @@ def minutes(text: str) -> int:
 def sbatch_options(settings: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """`("account=lab",)` as pairs. Raises `BadSlurmOption`."""
     for setting in settings:
+        if (name := setting.partition("=")[0]) in OWN_FLAGS:
+            raise BadSlurmOption(f"--sbatch {setting}: that is said with {OWN_FLAGS[name]}.")
         if not re.fullmatch(r"[a-z][a-z-]*=.+", setting):
             raise BadSlurmOption(f"--sbatch {setting} has no value: write --sbatch NAME=VALUE, as account=lab.")
     return tuple((name, value) for name, _, value in (setting.partition("=") for setting in settings))
@@ -82,19 +89,24 @@ def sbatch_options(settings: Sequence[str]) -> tuple[tuple[str, str], ...]:
 class ClusterJob:
     """What submitit calls once on each machine of a job; it travels as a pickle."""
 
-    def __init__(self, task: GroupTask, needs: Sequence[Artifact]) -> None:
+    def __init__(self, task: GroupTask, needs: Sequence[Artifact], warn_s: int) -> None:
         self._task = task
         self._needs = tuple(needs)
+        self._warn_s = warn_s
         self._group: Group | None = None
 
     def __call__(self) -> None:
         """Build what is missing, then work as this machine's part of the group.
 
-        Raises `Interrupted` after a stop that was no warning of Slurm's, else as `GroupTask.execute`.
+        Raises `CodeChanged` if the code is not that of the submission, `Interrupted` after a stop that was no warning
+        of Slurm's, else as `GroupTask.execute`.
         """
         import submitit
 
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+        self._task.check_code(
+            {artifact.name: artifacts.address(artifact, self._task.scale) for artifact in self._needs}
+        )
         here = submitit.JobEnvironment()
         # The lock lets one machine build, on a file system that all of them see.
         built = {artifact.name: artifacts.build(artifact, self._task.scale, _say) for artifact in self._needs}
@@ -114,8 +126,8 @@ class ClusterJob:
 
         request_stop()
         if self._group is not None:
-            self._group.wait(WARN_S - SECONDS_TO_REQUEUE)
-        return DelayedSubmission(ClusterJob(self._task, self._needs))
+            self._group.wait(self._warn_s - SECONDS_TO_REQUEUE)
+        return DelayedSubmission(ClusterJob(self._task, self._needs, self._warn_s))
 
 
 def submit(
@@ -131,9 +143,10 @@ def submit(
 ) -> None:
     """Submit a job for every selected run without a complete record; `dry_run` prints the scripts, changes nothing.
 
-    Raises `SubmititMissing`, `ImpossibleLayout` if machines and processes do not fit, `NoSlurm`, and as
-    `launcher.run_experiment` before any work.
+    Raises `BadSlurmOption`, `SubmititMissing`, `ImpossibleLayout` if machines and processes do not fit, `NoSlurm`, and
+    as `launcher.run_experiment` before any work.
     """
+    _check_warning(slurm)
     executor = _executor(Path(runs_root) / "slurm" / experiment.paper, layout, scale, slurm, dry_run)
     if dry_run:
         jobs = plan(experiment, scale, selection)
@@ -151,10 +164,23 @@ def submit(
         if not isinstance(task, GroupTask):
             task = GroupTask(**{f.name: getattr(task, f.name) for f in fields(task)}, layout=layout)
         executor.update_parameters(job_name=_job_name(experiment, item.job))
-        job = executor.submit(ClusterJob(task, [known[name] for name in item.job.study.artifacts]))
+        job = executor.submit(ClusterJob(task, [known[name] for name in item.job.study.artifacts], slurm.warn_s))
         console.print(f"{item.job.name}: job {job.job_id}, output in {job.paths.stdout}", markup=False, soft_wrap=True)
     if prepared.todo:
         console.print("When they are through, the same command without --slurm judges them.")
+
+
+def _check_warning(slurm: Slurm) -> None:
+    """A job that is warned as soon as it starts would be queued again without end."""
+    if slurm.warn_s < 2 * SECONDS_TO_REQUEUE:
+        raise BadSlurmOption(
+            f"--warn {slurm.warn_s} leaves no time for a checkpoint: give at least {2 * SECONDS_TO_REQUEUE} seconds."
+        )
+    if slurm.minutes * 60 <= 2 * slurm.warn_s:
+        raise BadSlurmOption(
+            f"A job of {slurm.minutes} minutes that stops for its checkpoint {slurm.warn_s} s before the end hardly "
+            "gets on: give it more --time, or a shorter --warn that still covers a step and a checkpoint."
+        )
 
 
 def _job_name(experiment: Experiment, job: Job) -> str:
@@ -192,7 +218,7 @@ def _executor(folder: Path, layout: Layout, scale: str, slurm: Slurm, dry_run: b
         "gpus_per_node": gpus or None,
         "partition": slurm.partition,
         "time": slurm.minutes,
-        "signal_delay_s": WARN_S,
+        "signal_delay_s": slurm.warn_s,
         "additional_parameters": {"requeue": True, **others},
     }
     parameters |= known

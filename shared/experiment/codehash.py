@@ -32,9 +32,13 @@ class CodeUnknown(AssayError):
 
 def study_hash(paper: str, study: Study, addresses: Mapping[str, str]) -> str:
     """Hash of all code that a run of `study` can reach, and of the addresses of the artifacts it declared."""
-    parts = _closure(_study_roots(paper, study.run))
-    used = {name: addresses[name] for name in study.artifacts}
-    return digest([study.run.__module__, study.run.__qualname__, used, sorted(parts.items())])
+    return run_hash(paper, study.run, {name: addresses[name] for name in study.artifacts})
+
+
+def run_hash(paper: str, run: Callable[..., Any], addresses: Mapping[str, str]) -> str:
+    """`study_hash` of the study with this run function, whose artifacts have these addresses and no others."""
+    parts = _closure(_study_roots(paper, run))
+    return digest([run.__module__, run.__qualname__, dict(addresses), sorted(parts.items())])
 
 
 def function_hash(function: Callable[..., Any]) -> str:

@@ -251,8 +251,9 @@ def _entries(
     for item in todo:
         job = item.job
         record: dict[str, Any] = {**origin, "code_hash": item.code_hash}
-        parts = (job.study.run, item.path, job.config, job.seed, job.arm, job.study.name, scale, {}, record)
-        task = RunTask(*parts) if layout == Layout() else GroupTask(*parts, layout)
+        parts = (job.study.run, item.path, job.config, job.seed, job.arm, job.study.name, scale)
+        rest = ({}, record, experiment.paper)
+        task = RunTask(*parts, *rest) if layout == Layout() else GroupTask(*parts, *rest, layout)
         needs = {name: f"artifact {name}" for name in job.study.artifacts}
         # Declared costs are those of the proxy scale; elsewhere runs count alike until they are measured.
         cost = job.study.cost_cpu_s if scale == "proxy" else 1.0

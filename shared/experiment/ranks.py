@@ -132,11 +132,14 @@ class RankContext:
 def run_on_ranks(task: RunTask) -> None:
     """Run, resume, or leave alone what another process completed; called on every rank of a group.
 
-    Raises what `task.run` raises here; what opening the record raises, such as `RunBusy`, on every rank.
+    Raises what `task.run` raises here; `CodeChanged`, and what opening the record raises, such as `RunBusy`, on every
+    rank.
     """
     rank, opened = dist.get_rank(), []
 
     def is_complete() -> bool:
+        # Each rank imported the code from disk, perhaps days after the launch.
+        task.check_code({name: built.address for name, built in task.artifacts.items()})
         opened.append(task.open())
         return opened[0].completed is not None
 

@@ -18,11 +18,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from shared.experiment import artifacts, records
+from shared.experiment import artifacts, codehash, records
 from shared.experiment.contracts import Artifact, AssayError, Interrupted, RunContext
 from shared.experiment.signals import StopSignals
 
 ERROR_FILE = "error.txt"
+
+
+class CodeChanged(AssayError):
+    """The code on disk is no longer that of the launch. The record was not touched."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,19 @@ class RunTask:
     scale: str
     artifacts: Mapping[str, artifacts.Built]
     provenance: Mapping[str, Any]
+    paper: str
+
+    def check_code(self, addresses: Mapping[str, str]) -> None:
+        """For a process that imports the code anew: raises `CodeChanged` unless it is what the record will name.
+
+        `addresses` are those of the artifacts, by name.
+        """
+        launched, now = self.provenance["code_hash"], codehash.run_hash(self.paper, self.run, addresses)
+        if now != launched:
+            raise CodeChanged(
+                f"The code changed since {self.study}/{self.arm} seed {self.seed} was started or submitted (hash then "
+                f"{launched}, now {now}): start or submit it again, or restore that code. The record was not touched."
+            )
 
     def open(self) -> records.RunDirectory:
         """Lock the record and make it ready. Raises what `RunDirectory.open` raises."""

@@ -9,21 +9,28 @@ import builtins
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
-from shared.experiment import cluster, launcher
+from shared.experiment import artifacts, cluster, launcher
 from shared.experiment.cluster import BadSlurmOption, NoSlurm, Slurm, SubmititMissing, minutes, sbatch_options
+from shared.experiment.group import Group, GroupTask
+from shared.experiment.launcher import prepare
 from shared.experiment.plan import Selection
+from shared.experiment.worker import CodeChanged, RunTask
 from shared.megatron.layout import ImpossibleLayout, Layout
+from tests.experiment.toylab import experiment as toylab
 from tests.experiment.toylab.spread import EXPERIMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,14 +80,16 @@ def test_a_dry_run_prints_a_script_that_bash_reads_and_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("submitit")
-    slurm = Slurm(2, 8, "big", minutes("1-00:30:00"), sbatch_options(["account=lab", "cpus-per-task=96", "hint=x y"]))
+    slurm = Slurm(
+        2, 8, "big", minutes("1-00:30:00"), 900, sbatch_options(["account=lab", "cpus-per-task=96", "hint=x y"])
+    )
     what = (EXPERIMENT, "proxy", Selection(studies=("add",), arms=("plain",)), tmp_path / "runs")
     cluster.submit(*what, console=Console(), layout=Layout(tp=4, dp=4), slurm=slurm, dry_run=True)
     script = capsys.readouterr().out
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
     for line in ("nodes=2", "gpus-per-node=8", "partition=big", "time=1470", "account=lab", "cpus-per-task=96"):
         assert f"#SBATCH --{line}\n" in script
-    for line in ("ntasks-per-node=1", "requeue", "signal=USR2@180", "hint='x y'", "job-name=spread-add-plain-0"):
+    for line in ("ntasks-per-node=1", "requeue", "signal=USR2@900", "hint='x y'", "job-name=spread-add-plain-0"):
         assert f"#SBATCH --{line}\n" in script
     assert script.count("cpus-per-task") == script.count("cpus-per-task=96") == 2, "once for sbatch, once for srun"
     assert not (tmp_path / "runs").exists()
@@ -125,9 +134,61 @@ def test_a_time_that_slurm_reads_otherwise_is_refused(text: str) -> None:
 def test_times_and_options_are_read() -> None:
     assert [minutes(text) for text in ("00:00:01", "02:10:00", "2-00:00:00")] == [1, 130, 2880]
     assert sbatch_options(["comment=a=b"]) == (("comment", "a=b"),)
+    for own, flag in (("time=01:00:00", "--time"), ("signal=USR1@60", "--warn")):
+        with pytest.raises(BadSlurmOption, match=f"that is said with {flag}"):
+            sbatch_options([own])
     for wrong in ("account", "=lab", "account=", "--account=lab"):
         with pytest.raises(BadSlurmOption, match="write --sbatch NAME=VALUE"):
             sbatch_options([wrong])
+
+
+def test_a_job_whose_code_was_edited_while_it_waited_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked before artifacts are built, which an edit of their builder alone would make anew."""
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "cache"))
+    selection = Selection(studies=("warm",))
+    what = (toylab.EXPERIMENT, "proxy", selection, tmp_path / "runs")
+    (task,) = (e.task for e in prepare(*what, console=Console(file=io.StringIO()), layout=Layout()).entries if e.needs)
+    assert isinstance(task, RunTask)
+    task = GroupTask(**{f.name: getattr(task, f.name) for f in fields(task)}, layout=Layout())
+    job = pickle.loads(pickle.dumps(cluster.ClusterJob(task, toylab.EXPERIMENT.artifacts, 600)))
+    monkeypatch.setattr(cluster, "Group", lambda *rest: SimpleNamespace(run=lambda: None))
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(JobEnvironment=lambda: SimpleNamespace(num_nodes=1)))
+    job()
+    built = list((tmp_path / "cache").iterdir())
+    monkeypatch.setattr(artifacts, "function_hash", lambda function: "edited")
+    with pytest.raises(CodeChanged, match="start or submit it again"):
+        job()
+    assert list((tmp_path / "cache").iterdir()) == built
+    assert not task.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("slurm", "message"),
+    [
+        (Slurm(minutes=2), "A job of 2 minutes .* 600 s before the end"),
+        (Slurm(minutes=20), "give it more --time, or a shorter --warn"),
+        (Slurm(minutes=60, warn_s=1800), "a shorter --warn"),
+        (Slurm(warn_s=100), "--warn 100 leaves no time for a checkpoint"),
+    ],
+)
+def test_a_warning_must_leave_time_to_work_and_to_write(tmp_path: Path, slurm: Slurm, message: str) -> None:
+    with pytest.raises(BadSlurmOption, match=message):
+        submit(tmp_path, slurm, Layout(tp=2))
+
+
+def test_a_warned_job_waits_for_its_checkpoint_as_long_as_it_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    waited: list[float] = []
+    monkeypatch.setattr(cluster, "request_stop", lambda: None)
+    job = cluster.ClusterJob(cast(GroupTask, "task"), (), 1800)
+    job._group = cast(Group, SimpleNamespace(wait=waited.append))
+    again = job.checkpoint().function
+    again._group = job._group
+    again.checkpoint()
+    assert waited == [1740, 1740], "and in the next turn too"
 
 
 @pytest.mark.slow

@@ -71,11 +71,42 @@ def test_the_words_of_a_layout_and_of_slurm_reach_the_launchers(
     assert calls["run_experiment"][1]["layout"] == wanted
     monkeypatch.setattr(cluster, "submit", lambda *what, **named: calls.update(submit=named))
     words = ["--tp", "2", "--nodes", "2", "--gpus-per-node", "1", "--partition", "big", "--time", "02:00:00"]
+    words += ["--warn", "900", "--scale", "gpu"]
     assert _cli.main(["run", "toylab", *words, "--slurm", "--sbatch", "account=lab"]) == 0
-    assert calls["submit"]["slurm"] == cluster.Slurm(2, 1, "big", 120, (("account", "lab"),))
+    assert calls["submit"]["slurm"] == cluster.Slurm(2, 1, "big", 120, 900, (("account", "lab"),))
     assert (calls["submit"]["layout"], calls["submit"]["dry_run"]) == (Layout(tp=2), False)
     assert _cli.main(["run", "toylab", "--slurm-dry-run"]) == 0
     assert calls["submit"]["dry_run"]
+    assert calls["submit"]["slurm"] == cluster.Slurm()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "1"], "error: --nodes means nothing without --slurm"),
+        (["--gpus-per-node", "8", "--scale", "gpu"], "error: --gpus-per-node means nothing without --slurm"),
+        (["--partition", "big", "--sbatch", "account=lab"], "error: --partition, --sbatch means nothing without"),
+        (["--time", "01:00:00"], "error: --time means nothing without --slurm"),
+        (["--warn", "600"], "error: --warn means nothing without --slurm"),
+        (["--slurm", "--gpus-per-node", "8"], "asks for GPUs that scale proxy leaves idle"),
+        (["--slurm-dry-run", "--workers", "2"], "error: --workers means nothing here, with --slurm every run is a job"),
+    ],
+)
+def test_flags_without_effect_are_refused_by_name(
+    calls: dict[str, Any], words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _cli.main(["run", "toylab", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert "run_experiment" not in calls
+
+
+def test_workers_under_torchrun_are_refused(
+    calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    monkeypatch.setenv("RANK", "0")
+    assert _cli.main(["run", "toylab", "--workers", "2"]) == 2
+    assert "--workers means nothing here, torchrun's processes share one run" in capsys.readouterr().err
 
 
 def test_under_torchrun_rank_zero_alone_reports_and_complains(

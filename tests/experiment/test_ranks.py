@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 from shared.experiment import group, launcher, ranks, torchrun
+from shared.experiment.codehash import run_hash
 from shared.experiment.contracts import Interrupted, RunContext
 from shared.experiment.files import RunBusy
 from shared.experiment.group import GroupTask, RankFailed
@@ -34,13 +35,14 @@ from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = Layout(dp=2)
-ORIGIN = {"commit": "none", "dirty": True, "code_hash": "", "claims_hash": {}, "layout": "DP2"}
+ORIGIN = {"commit": "none", "dirty": True, "claims_hash": {}, "layout": "DP2"}
 # A rank finishes importing some 4 CPU-seconds after it was started.
 PATIENCE_S = 90
 
 
 def task_of(path: Path, run: Callable[[RunContext], dict[str, Any]]) -> GroupTask:
-    return GroupTask(run, path, Adding(), 0, "plain", "add", "proxy", {}, ORIGIN, TWO)
+    origin = {**ORIGIN, "code_hash": run_hash("spread", run, {})}
+    return GroupTask(run, path, Adding(), 0, "plain", "add", "proxy", {}, origin, "spread", TWO)
 
 
 def logs_and_looks(run: RunContext) -> dict[str, Any]:
@@ -63,12 +65,15 @@ def logs_and_looks(run: RunContext) -> dict[str, Any]:
     return {"rank": rank}
 
 
-def run_and_tell(rank: int, path: Path, run: Callable[[RunContext], dict[str, Any]]) -> str:
+def run_and_tell(rank: int, path: Path, run: Callable[[RunContext], dict[str, Any]], code_hash: str = "") -> str:
     """What came out of `run_on_ranks`, as text."""
     from shared.experiment.ranks import run_on_ranks
 
+    task = task_of(path, run)
+    if code_hash:
+        task = replace(task, provenance={**task.provenance, "code_hash": code_hash})
     try:
-        run_on_ranks(task_of(path, run))
+        run_on_ranks(task)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "done"
@@ -92,7 +97,9 @@ def test_rank_zero_writes_and_all_ranks_see_the_same(tmp_path: Path) -> None:
     assert seen[0]["rewound"] == read_rows(path / "metrics.jsonl") == [{"step": 1, "x": 10.0}]
     assert json.loads((path / "summary.json").read_text())["summary"] == {"rank": 0}
     assert (path / "rank1.log").read_text() == "heard by nobody\n"
-    assert run_ranks(run_and_tell, TWO, path, raise_on_one) == ["done", "done"], "complete records are left alone"
+    (path / "seen0.json").unlink()
+    assert run_ranks(run_and_tell, TWO, path, logs_and_looks) == ["done", "done"]
+    assert not (path / "seen0.json").exists(), "complete records are left alone"
 
 
 def test_a_busy_record_is_refused_on_every_rank(tmp_path: Path) -> None:
@@ -102,6 +109,18 @@ def test_a_busy_record_is_refused_on_every_rank(tmp_path: Path) -> None:
     assert said[0] == said[1]
     assert said[0].startswith(f"RunBusy: {tmp_path / 'seed0'} is being run by process {os.getpid()}")
     lock.release()
+
+
+def test_a_group_of_older_code_is_refused_and_leaves_the_newer_record_alone(tmp_path: Path) -> None:
+    """A job that waited while the code was edited and a newer job completed the run."""
+    path = tmp_path / "seed0"
+    assert run_ranks(run_and_tell, TWO, path, logs_and_looks) == ["done", "done"]
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    said = run_ranks(run_and_tell, TWO, path, logs_and_looks, "0123456789abcdef")
+    assert said[0] == said[1]
+    assert said[0].startswith("CodeChanged: The code changed since add/plain seed 0 was started or submitted")
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert [place.name for place in tmp_path.iterdir() if place.is_dir()] == ["seed0"], "nothing moved aside"
 
 
 def test_an_error_of_another_rank_leaves_its_traceback_in_the_log(tmp_path: Path) -> None:

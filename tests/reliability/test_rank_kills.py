@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from shared.experiment.artifacts import Built
+from shared.experiment.codehash import run_hash
 from shared.experiment.contracts import RunContext
 from shared.experiment.group import GroupTask, RankFailed
 from shared.experiment.records import read_rows, read_summary
@@ -36,8 +37,9 @@ EVENTS = {"pretraining": 1500, "RL": 1000}
 def task_of(kind: str, path: Path, run: Callable[[RunContext], dict[str, Any]] | None = None) -> GroupTask:
     function, config, layout = KINDS[kind]
     warm = {"warm": Built(warm_start(path.parent / "warm"), "warm-1", "content")}
-    origin = {**PROVENANCE, "layout": str(layout)}
-    return GroupTask(run or function, path, config, 0, "main", "main", "smoke", warm, origin, layout)
+    run = run or function
+    origin = {**PROVENANCE, "layout": str(layout), "code_hash": run_hash("campaign", run, {"warm": "warm-1"})}
+    return GroupTask(run, path, config, 0, "main", "main", "smoke", warm, origin, "campaign", layout)
 
 
 def whole(rank: int, task: GroupTask) -> None:
