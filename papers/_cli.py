@@ -117,14 +117,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_dryrun(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paper")
     parser.add_argument("--size", action="append", default=[], help="only this model; repeatable (default: all)")
-    assumed = parser.add_argument_group("assumptions", "replace them with your measurements, see docs/dryrun.md")
-    assumed.add_argument("--mfu", type=float, default=0.35, metavar="X", help="of training (default: 0.35)")
-    assumed.add_argument(
-        "--mean-response", type=_positive, default=8192, metavar="TOKENS", help="average length (default: 8192)"
-    )
-    assumed.add_argument(
-        "--rollout-speed", type=float, metavar="TOKENS", help="per second and GPU (default: what an MFU of 5 %% gives)"
-    )
+    flags.add_assumptions(parser)
     _add_out(parser)
     flags.add_layout(parser)
 
@@ -177,7 +170,6 @@ def _run(chosen: argparse.Namespace, words: Sequence[str]) -> int:
     from shared.experiment.report import report
 
     console = Console(stderr=chosen.json, highlight=False)
-    flags.check(chosen, torchrun.started_us())
     experiment, layout = catalog.experiment(chosen.paper), flags.layout(chosen)
     selection = Selection(
         whole_grid=chosen.all,
@@ -206,13 +198,9 @@ def _run(chosen: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _dryrun(chosen: argparse.Namespace) -> int:
     from shared.dryrun.report import main
-    from shared.dryrun.work import Assumptions
-    from shared.megatron.layout import Layout
 
-    assumed = Assumptions(mfu=chosen.mfu, mean_response=chosen.mean_response, rollout_speed=chosen.rollout_speed)
-    layout = flags.layout(chosen)
-    own = None if layout == Layout() else layout
-    for table in main(chosen.paper, chosen.size, own, assumed, chosen.out):
+    layout, assumed = flags.own_layout(chosen), flags.assumptions(chosen)
+    for table in main(chosen.paper, chosen.size, layout, assumed, chosen.out):
         print(table, end="\n\n")
     return 0
 

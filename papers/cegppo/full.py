@@ -54,8 +54,8 @@ and 7.62 billion parameters, are the published ones.
 """
 
 LAYOUT = {
-    "1.5b": Layout(tp=2, dp=16, sequence_parallel=True, distributed_optimizer=True, overlap=True),
-    "7b": Layout(tp=4, dp=8, sequence_parallel=True, distributed_optimizer=True, overlap=True),
+    "1.5b": Layout(tp=2, dp=16, sequence_parallel=True, distributed_optimizer=True),
+    "7b": Layout(tp=4, dp=8, sequence_parallel=True, distributed_optimizer=True),
 }
 """Ours: 4 of the 16 nodes train, since generation is most of the work (docs/dryrun.md)."""
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from shared.dryrun.count import Counts, count
-from shared.dryrun.memory import BF16, RECOMPUTE, RankMemory, kv_cache_per_token, rank_memory
-from shared.dryrun.scripts import GPU_SHARE, launch_files
+from shared.dryrun.memory import BF16, FP32, RECOMPUTE, RankMemory, kv_cache_per_token, rank_memory
+from shared.dryrun.scripts import GPU_SHARE, launch_files, server_tokens
 from shared.dryrun.work import Assumptions, StepWork, step_work
 from shared.experiment.catalog import full_setting
 from shared.experiment.files import ensure_writable, write_atomic, write_json
 from shared.experiment.overrides import suggest
+from shared.experiment.provenance import ROOT
 from shared.megatron.layout import ImpossibleLayout, Layout
 from shared.rl.full import FullRL
 
@@ -55,6 +57,16 @@ class DryRun:
         """Memory of the fullest rank under the layout's own recomputation."""
         return peak_gib(self.ranks, self.layout)
 
+    @property
+    def checkpoint_gb(self) -> float:
+        """10^9 bytes of a checkpoint: bfloat16 weights, float32 weights and both moments of Adam."""
+        return (BF16 + 3 * FP32) * self.counts.total / 1e9
+
+    @property
+    def stop_seconds(self) -> int:
+        """How long ranks may take to stop: they finish a step, at worst one of responses at the limit, and save."""
+        return ceil(self.bound.seconds + self.checkpoint_gb / self.assumed.disk_gbs)
+
     def sequences_in_cache(self) -> int:
         """Sequences of full length whose keys and values fit beside the weights of an engine on one GPU."""
         free = self.assumed.gpu_gib * GPU_SHARE * GIB - BF16 * self.counts.total
@@ -71,7 +83,8 @@ class DryRun:
             "kv_cache_bytes_per_token": kv_cache_per_token(self.full.architecture),
             "sequences_in_cache": self.sequences_in_cache(),
         }
-        return {**asdict(self), "name": str(self.layout), "peak_gib": self.peak_gib, **totals, **cache, **hours}
+        stop = {"checkpoint_gb": self.checkpoint_gb, "stop_seconds": self.stop_seconds}
+        return {**asdict(self), "name": str(self.layout), "peak_gib": self.peak_gib, **totals, **cache, **hours, **stop}
 
     def text(self) -> str:
         """The table."""
@@ -96,9 +109,16 @@ def main(
         found = dry_run(paper, size, setting.full(size), layout, assumed)
         write_json(folder / "dryrun.json", found.as_json())
         write_atomic(folder / "dryrun.txt", found.text())
-        for name, content in launch_files(paper, size, found.full, found.layout, found.one_node_layout).items():
+        full, small = found.full, found.one_node_layout
+        for name, content in launch_files(paper, size, full, small, _from_root(folder), found.stop_seconds).items():
             write_atomic(folder / name, content)
         yield f"{found.text()}\nwritten    {folder}"
+
+
+def _from_root(folder: Path) -> str:
+    """As somebody in the root of the clone would write it."""
+    whole = folder.resolve()
+    return str(whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole)
 
 
 def dry_run(paper: str, size: str, full: FullRL, layout: Layout | None, assumed: Assumptions) -> DryRun:
@@ -218,8 +238,12 @@ def _cache(run: DryRun) -> list[str]:
     token = kv_cache_per_token(run.full.architecture)
     text = (
         f"{token / 1024:g} KiB a token, {token * run.sequence_length / GIB:.2f} GiB a sequence of "
-        f"{run.sequence_length:,}; beside the weights {run.sequences_in_cache()} such sequences fit into one GPU"
+        f"{run.sequence_length:,} tokens, training's longest; beside the weights {run.sequences_in_cache()} such "
+        "sequences fit into one GPU"
     )
+    allowed = server_tokens(run.full)
+    if allowed > run.sequence_length:
+        text += f". Validation's longest has {allowed:,}, {token * allowed / GIB:.2f} GiB"
     return _entry("KV cache", text)
 
 
@@ -238,7 +262,9 @@ def _work(run: DryRun) -> list[str]:
     ]
     widths = ("mean response " + f"{run.mean.response:,}", "all at the limit " + f"{run.bound.response:,}")
     lines = [f"{'one step':<34}{widths[0]:>26}{widths[1]:>28}"]
-    return lines + [f"{name:<34}{mean:>26}{bound:>28}" for name, (mean, bound) in rows]
+    lines += [f"{name:<34}{mean:>26}{bound:>28}" for name, (mean, bound) in rows]
+    text = f"within {run.stop_seconds:,} s: a step at the limit, and a checkpoint of {run.checkpoint_gb:,.0f} GB"
+    return [*lines, "", *_entry("to stop", text)]
 
 
 def _assumptions(run: DryRun) -> list[str]:
@@ -246,9 +272,9 @@ def _assumptions(run: DryRun) -> list[str]:
     speed = f"{run.mean.rollout_speed:,.0f} tokens per second and GPU"
     speed += "" if a.rollout_speed else " (an MFU of 5 % at the mean length)"
     text = (
-        f"and not measured: training at an MFU of {a.mfu:g} of {a.peak_flops / 1e12:g} TFLOP/s; rollouts at {speed}; "
-        f"prompts of {a.mean_prompt:,} tokens. Not in the hours: the wait for the longest response, grading, weight "
-        "transfer, validation, restarts."
+        f"and not measured: training at an MFU of {a.mfu:g} of {a.gpu_tflops:g} TFLOP/s; rollouts at {speed}; "
+        f"prompts of {a.mean_prompt:,} tokens; checkpoints at {a.disk_gbs:g} GB/s. Not in the hours: the wait for "
+        "the longest response, grading, weight transfer, validation, restarts."
     )
     unsure = [f"{'unsure' if not i else '':<11}{line}" for i, line in enumerate(run.full.unsure)]
     return [

@@ -11,6 +11,7 @@ FLOPs of an MFU (Chowdhery et al., arXiv:2204.02311, appendix B; theirs counts a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shared.dryrun.count import Counts
@@ -19,6 +20,14 @@ from shared.megatron.config import ModelConfig
 from shared.rl.full import FullRL
 
 DEFAULT_ROLLOUT_MFU = 0.05
+UNITS = {
+    "gpu_tflops": "dense bfloat16 TFLOP/s of one GPU",
+    "gpu_gib": "GiB of one GPU",
+    "mean_prompt": "tokens of an average prompt",
+    "mean_response": "tokens of an average response",
+    "rollout_speed": "tokens per second and GPU",
+    "disk_gbs": "GB per second",
+}
 
 
 class BadAssumption(AssayError):
@@ -30,26 +39,33 @@ class Assumptions:
     """What nobody has measured here: replace it with your numbers. Raises `BadAssumption`.
 
     mfu: model FLOPs per second of the training ranks, as a share of their peak.
-    peak_flops: dense bfloat16 FLOPs per second of one GPU; the default is an H100 SXM's by its data sheet.
+    gpu_tflops: dense bfloat16 TFLOP/s of one GPU; the default is an H100 SXM's by its data sheet.
     gpu_gib: usable memory of one GPU; the default is that of an 80 GB H100.
     mean_prompt, mean_response: tokens of an average sequence.
     rollout_speed: generated tokens per second and GPU; None is what an MFU of 5 % gives.
+    disk_gbs: GB per second at which all ranks together write a checkpoint.
     """
 
     mfu: float = 0.35
-    peak_flops: float = 989e12
+    gpu_tflops: float = 989.0
     gpu_gib: float = 79.0
     mean_prompt: int = 256
     mean_response: int = 8192
     rollout_speed: float | None = None
+    disk_gbs: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.mfu <= 1:
             raise BadAssumption(f"mfu={self.mfu:g} is no share of the peak: choose more than 0 and at most 1")
-        if self.rollout_speed is not None and not self.rollout_speed > 0:
-            raise BadAssumption(
-                f"rollout_speed={self.rollout_speed:g} generates nothing: give tokens per second and GPU"
-            )
+        for name, unit in UNITS.items():
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise BadAssumption(f"{name}={value:g} is out of range: give {unit}, more than 0")
+
+    @property
+    def peak_flops(self) -> float:
+        """FLOPs per second of one GPU."""
+        return self.gpu_tflops * 1e12
 
 
 @dataclass(frozen=True)
@@ -69,9 +85,13 @@ class StepWork:
     rollout_seconds: float
     train_seconds: float
 
-    def hours(self, steps: int) -> float:
+    @property
+    def seconds(self) -> float:
         """Generation and training take turns."""
-        return steps * (self.rollout_seconds + self.train_seconds) / 3600
+        return self.rollout_seconds + self.train_seconds
+
+    def hours(self, steps: int) -> float:
+        return steps * self.seconds / 3600
 
 
 def step_work(full: FullRL, counts: Counts, assumed: Assumptions, response: int | None = None) -> StepWork:
@@ -79,6 +99,10 @@ def step_work(full: FullRL, counts: Counts, assumed: Assumptions, response: int 
     response = response or assumed.mean_response
     if response > full.max_response_tokens:
         raise BadAssumption(f"mean_response={response} is above the limit of {full.max_response_tokens}: choose less")
+    if assumed.mean_prompt > full.max_prompt_tokens:
+        raise BadAssumption(
+            f"mean_prompt={assumed.mean_prompt} is above the limit of {full.max_prompt_tokens}: choose less"
+        )
     forward = forward_flops(full.architecture, counts, assumed.mean_prompt + response)
     generated, trained = full.gen_prompts * full.samples, full.train_prompts * full.samples
     speed = assumed.rollout_speed or DEFAULT_ROLLOUT_MFU * assumed.peak_flops / (forward / response)

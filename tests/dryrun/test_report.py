@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from papers import _cli
 from papers.cegppo.full import LAYOUT, SIZES, full
-from shared.dryrun.report import WIDTH, DryRun, dry_run, one_node_layout
-from shared.dryrun.scripts import launch_files, layout_flags
+from shared.dryrun.report import GIB, WIDTH, DryRun, dry_run, one_node_layout
+from shared.dryrun.scripts import layout_flags
 from shared.dryrun.work import Assumptions
+from shared.experiment.catalog import full_setting
 from shared.megatron.layout import ImpossibleLayout, Layout
+from shared.rl.full import FullRL
+from shared.rl.ranks import FOLLOWS
 
 
 @pytest.fixture(scope="module")
@@ -61,36 +63,6 @@ def test_shells_read_the_scripts_and_our_parser_their_commands(written: Path, si
             assert _cli.flags.layout(chosen) in (LAYOUT[size], one_node_layout(LAYOUT[size], 8))
 
 
-def run_with(stub: str, body: str, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The script, with a program `stub` of ours in the place of the real one."""
-    (folder / stub).write_text(f"#!/bin/sh\n{body}\n")
-    (folder / stub).chmod(0o755)
-    (folder / "script.sh").write_text(script)
-    environment = {"PATH": f"{folder}:{os.environ['PATH']}"}
-    command = ["bash", "script.sh"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=60)
-
-
-def test_the_one_node_script_starts_torchrun_with_the_flags_of_its_layout(tmp_path: Path) -> None:
-    small = one_node_layout(LAYOUT["7b"], 8)
-    assert small is not None
-    script = launch_files("cegppo", "7b", full("7b"), LAYOUT["7b"], small)["train-one-node.sh"]
-    words = run_with("torchrun", 'echo "$@"', script, tmp_path).stdout.split()
-    assert words[:4] == ["--standalone", "--nproc-per-node", "8", "-m"]
-    assert words[-len(layout_flags(small)) :] == layout_flags(small)
-
-
-def test_the_servers_get_a_gpu_and_a_port_each_and_end_together(tmp_path: Path) -> None:
-    """The server on GPU 5 fails; the script ends with it, and takes the others along."""
-    script = launch_files("cegppo", "7b", full("7b"), LAYOUT["7b"], None)["vllm-servers.sh"]
-    body = 'echo "$CUDA_VISIBLE_DEVICES $@"\n[ "$CUDA_VISIBLE_DEVICES" = 5 ] && sleep 1 && exit 3\nexec sleep 50'
-    assert run_with("vllm", body, script, tmp_path).returncode == 3
-    logs = sorted(path.read_text() for path in tmp_path.glob("vllm-*.log"))
-    assert [log.split()[0] for log in logs] == [str(gpu) for gpu in range(8)]
-    assert [log.split()[-3:] for log in logs] == [[str(8000 + gpu), "--seed", str(gpu)] for gpu in range(8)]
-    assert all('{"backend": "nccl"}' in log for log in logs)
-
-
 def test_every_layout_survives_its_flags() -> None:
     layout = Layout(2, 2, 2, 2, 4, True, 2, True, True, "full")
     chosen = _cli._parser().parse_args(["run", "cegppo", *layout_flags(layout)])
@@ -98,8 +70,26 @@ def test_every_layout_survives_its_flags() -> None:
     assert layout_flags(Layout()) == []
 
 
+def test_a_layout_of_one_process_takes_the_place_of_the_papers(tmp_path: Path) -> None:
+    assert _cli.main(["dryrun", "cegppo", "--size", "1.5b", "--dp", "1", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "cegppo" / "full" / "1.5b" / "dryrun.json").read_text())
+    assert found["name"] == "1"
+    assert found["ranks"][0]["weights"] == 2 * found["counts"]["total"]
+    assert found["one_node_layout"]["dp"] == 8
+
+
+def test_every_rl_papers_layout_is_one_that_the_trainer_follows() -> None:
+    for paper in sorted(path.parent.name for path in (_cli.ROOT / "papers").glob("*/full.py")):
+        setting = full_setting(paper)
+        for size in setting.SIZES:
+            whole = setting.full(size)
+            if isinstance(whole, FullRL):
+                asked = {name for name, value in vars(whole.layout).items() if value != getattr(Layout, name)}
+                assert asked <= set(FOLLOWS), f"{paper} {size}"
+
+
 def test_pipeline_stages_get_a_row_each(seven_b: DryRun) -> None:
-    rows = [line for line in seven_b.text().splitlines() if line.split()[:1] in (["0"], ["1"])]
+    rows = [line for line in seven_b.text().splitlines() if line.startswith(("    0 ", "    1 "))]
     assert len(rows) == 2
     first, last = seven_b.ranks
     assert first.head == 0 < last.head
@@ -107,12 +97,41 @@ def test_pipeline_stages_get_a_row_each(seven_b: DryRun) -> None:
     assert first.optimizer == 12 * seven_b.counts.stages[0].parameters, "nothing shards it here"
 
 
+def test_memory_is_that_of_the_layouts_own_recomputation(seven_b: DryRun) -> None:
+    full_layout = replace(seven_b.layout, recompute="full")
+    recomputing = replace(seven_b, layout=full_layout)
+    assert recomputing.peak_gib * GIB == max(rank.total("full") for rank in seven_b.ranks)
+    assert seven_b.peak_gib * GIB == max(rank.total("none") for rank in seven_b.ranks)
+    assert recomputing.peak_gib < seven_b.peak_gib - 10
+    assert f"{full_layout}: {recomputing.peak_gib:.1f} GiB" in recomputing.text().replace("\n", " ")
+    small = dry_run("cegppo", "1.5b", full("1.5b"), Layout(dp=16, recompute="full"), Assumptions())
+    assert f"DP8+recompute-full: {small.one_node[0].total('full') / GIB:.1f} GiB" in small.text()
+
+
+def test_the_warning_covers_a_step_at_the_limit_and_the_save(seven_b: DryRun) -> None:
+    step = seven_b.bound.rollout_seconds + seven_b.bound.train_seconds
+    assert 0 < seven_b.stop_seconds - step - 14 * 7.615616512 <= 1, "bfloat16, float32 and two moments, at 1 GB/s"
+    slow = replace(seven_b, assumed=Assumptions(disk_gbs=0.1))
+    assert slow.stop_seconds > seven_b.stop_seconds + 900
+
+
 def test_what_does_not_fit_is_said(seven_b: DryRun) -> None:
+    assert "20,480 tokens, training's longest" in " ".join(seven_b.text().split())
+    assert "Validation's longest has 36,864, 1.97 GiB" in " ".join(seven_b.text().split())
     small = replace(seven_b, assumed=Assumptions(gpu_gib=24.0))
     assert "DOES NOT FIT into 24 GiB" in small.text()
     weights, sequence = 2 * 7_615_616_512, 56 * 1024 * 20_480
     assert small.sequences_in_cache() == int((24 * 0.9 * 2**30 - weights) / sequence)
     assert replace(seven_b, assumed=Assumptions(gpu_gib=12.0)).sequences_in_cache() == 0
+
+
+def test_every_assumption_has_a_flag() -> None:
+    given = {"mfu": 0.4, "gpu_tflops": 500.0, "gpu_gib": 24.0, "mean_prompt": 128, "mean_response": 1024}
+    given |= {"rollout_speed": 900.0, "disk_gbs": 2.5}
+    assert set(given) == {field.name for field in fields(Assumptions)}
+    words = [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    assert _cli.flags.assumptions(_cli._parser().parse_args(["dryrun", "cegppo", *words])) == Assumptions(**given)
+    assert _cli.flags.assumptions(_cli._parser().parse_args(["dryrun", "cegppo"])) == Assumptions()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +152,11 @@ def test_impossible_layouts_are_refused_before_anything_is_built(layout: Layout,
         (["dryrun", "cegppo", "--mfu", "35"], "at most 1"),
         (["dryrun", "cegppo", "--rollout-speed", "0"], "tokens per second"),
         (["dryrun", "cegppo", "--mean-response", "20000"], "limit of 16384"),
+        (["dryrun", "cegppo", "--mean-response", "0"], "tokens of an average response"),
+        (["dryrun", "cegppo", "--mean-prompt", "4097"], "limit of 4096"),
+        (["dryrun", "cegppo", "--gpu-tflops", "0"], "gpu_tflops=0 is out of range"),
+        (["dryrun", "cegppo", "--gpu-gib", "nan"], "GiB of one GPU"),
+        (["dryrun", "cegppo", "--disk-gbs", "inf"], "GB per second"),
         (["run", "cegppo", "--scale", "full"], "python -m papers dryrun cegppo"),
     ],
 )

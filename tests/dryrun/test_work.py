@@ -43,7 +43,7 @@ def test_forward_flops_are_what_torch_counts() -> None:
 
 def test_a_step_by_hand() -> None:
     """7B, 1,000-token prompts and responses: 2 x 7.07e9 x 2,000 + 2 x 28 x 3,584 x 2,000^2 FLOPs forward."""
-    assumed = Assumptions(mfu=0.4, peak_flops=1e15, mean_prompt=1000, mean_response=1000, rollout_speed=2500.0)
+    assumed = Assumptions(mfu=0.4, gpu_tflops=1000.0, mean_prompt=1000, mean_response=1000, rollout_speed=2500.0)
     step = step_work(full("7b"), SEVEN_B, assumed)
     forward = 2 * 7_070_285_824 * 2000 + 2 * 28 * 3584 * 2000**2
     assert (step.generated_tokens, step.trained_tokens) == (256 * 8 * 1000, 128 * 8 * 1000)
