@@ -170,6 +170,7 @@ def _run(chosen: argparse.Namespace, words: Sequence[str]) -> int:
     from shared.experiment.report import report
 
     console = Console(stderr=chosen.json, highlight=False)
+    flags.check(chosen, torchrun.started_us())
     experiment, layout = catalog.experiment(chosen.paper), flags.layout(chosen)
     selection = Selection(
         whole_grid=chosen.all,

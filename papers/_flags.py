@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from shared.experiment.contracts import AssayError
 from shared.megatron.layout import Layout
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ ASSUMED = {
     "rollout_speed": (float, "TOKENS", "per second and GPU (default: what an MFU of 5 %% gives)"),
     "disk_gbs": (float, "GB", "per second, of a checkpoint that all ranks write (default: 1)"),
 }
+
+
+SLURM_ONLY = ("nodes", "gpus_per_node", "partition", "time", "warn", "sbatch")
+
+
+class UselessFlag(AssayError):
+    """A flag that the rest of the command leaves without effect."""
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
@@ -79,14 +87,18 @@ def add_slurm(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Slurm", "one job per run; needs pip install 'assay[cluster]'")
     group.add_argument("--slurm", action="store_true", help="submit the runs instead of working on them here")
     group.add_argument("--slurm-dry-run", action="store_true", help="print the sbatch scripts and submit nothing")
-    group.add_argument("--nodes", type=int, default=1, metavar="N", help="machines per run")
-    group.add_argument(
-        "--gpus-per-node", type=int, metavar="N", help="default: one per process at gpu scale, none below"
-    )
+    group.add_argument("--nodes", type=int, metavar="N", help="machines per run (default: 1)")
+    group.add_argument("--gpus-per-node", type=int, metavar="N", help="at gpu scale (default: one per process)")
     group.add_argument("--partition", help="default: the cluster's")
-    group.add_argument("--time", default="01:00:00", metavar="[D-]HH:MM:SS", help="per job; a run goes on in the next")
+    group.add_argument("--time", metavar="[D-]HH:MM:SS", help="per job, a run goes on in the next (default: 01:00:00)")
     group.add_argument(
-        "--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch, as account=lab"
+        "--warn",
+        type=int,
+        metavar="SECONDS",
+        help="before a job's end: time for a step and a checkpoint (default: 600)",
+    )
+    group.add_argument(
+        "--sbatch", action="append", metavar="NAME=VALUE", help="any other option of sbatch, as account=lab"
     )
 
 
@@ -94,13 +106,34 @@ def slurm(chosen: argparse.Namespace) -> Slurm:
     """What the jobs ask for. Raises `BadSlurmOption`."""
     from shared.experiment.cluster import Slurm, minutes, sbatch_options
 
-    return Slurm(
-        nodes=chosen.nodes,
-        gpus_per_node=chosen.gpus_per_node,
-        partition=chosen.partition,
-        minutes=minutes(chosen.time),
-        sbatch=sbatch_options(chosen.sbatch),
-    )
+    asked = {
+        "nodes": chosen.nodes,
+        "gpus_per_node": chosen.gpus_per_node,
+        "partition": chosen.partition,
+        "minutes": None if chosen.time is None else minutes(chosen.time),
+        "warn_s": chosen.warn,
+        "sbatch": None if chosen.sbatch is None else sbatch_options(chosen.sbatch),
+    }
+    return Slurm(**{name: value for name, value in asked.items() if value is not None})
+
+
+def check(chosen: argparse.Namespace, by_torchrun: bool) -> None:
+    """Raises `UselessFlag` for what `run` would not look at; `by_torchrun`: torchrun started this process."""
+    from shared.experiment.worker import CPU_SCALES
+
+    by_slurm = chosen.slurm or chosen.slurm_dry_run
+    idle = [_flag(name) for name in SLURM_ONLY if getattr(chosen, name) is not None]
+    if idle and not by_slurm:
+        raise UselessFlag(f"{', '.join(idle)} means nothing without --slurm: add it, or --slurm-dry-run.")
+    if chosen.gpus_per_node and chosen.scale in CPU_SCALES:
+        raise UselessFlag(
+            f"--gpus-per-node {chosen.gpus_per_node} asks for GPUs that scale {chosen.scale} leaves idle: leave it out."
+        )
+    if chosen.workers is not None and (by_slurm or by_torchrun):
+        why = (
+            "with --slurm every run is a job of its own" if by_slurm else "torchrun's processes share one run at a time"
+        )
+        raise UselessFlag(f"--workers means nothing here, {why}: leave it out.")
 
 
 def _flag(name: str) -> str:
