@@ -134,7 +134,7 @@ def _slurm_training(paper: str, size: str, full: FullRL, here: str, stop_seconds
 # {NOT_BUILT}
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export MASTER_ADDR
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c 'trap "" USR2; exec torchrun \\
     --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --nproc-per-node {per_node} \\

@@ -15,7 +15,8 @@ from shared.dryrun.scripts import launch_files, layout_flags
 HERE = "runs/cegppo/full/7b"
 SRUN = """while [ "${1#--}" != "$1" ]; do echo "option $1"; shift; done
 for node in 0 1 2 3; do SLURM_NODEID=$node SLURM_NNODES=4 "$@"; done"""
-SCONTROL = '[ "$1 $2 $3" = "show hostnames node[5-8]" ] && printf "node5\\nnode6\\nnode7\\nnode8\\n"'
+SCONTROL = """[ "$1 $2 $3" = "show hostnames node[5-8]" ] || exit 1
+for node in 5 6 7 8; do echo "node$node"; sleep 0.05; done  # a reader that leaves early kills it"""
 
 
 @pytest.fixture(scope="module")
