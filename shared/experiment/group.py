@@ -43,6 +43,24 @@ class RankFailed(AssayError):
     """A process of a group failed or was killed. The record is resumable."""
 
 
+class LongTemporaryFolder(AssayError):
+    """Sockets between processes lie in the folder for temporary files, and their paths are limited."""
+
+
+@contextlib.contextmanager
+def naming_tmpdir() -> Iterator[None]:
+    """Raises `LongTemporaryFolder` where the system says that a socket's path is too long."""
+    try:
+        yield
+    except OSError as error:
+        if "AF_UNIX path too long" not in str(error):
+            raise
+        raise LongTemporaryFolder(
+            f"The path of {tempfile.gettempdir()} is too long for the sockets between processes: set TMPDIR to a "
+            "folder with a shorter path, of at most 60 characters."
+        ) from error
+
+
 @dataclass(frozen=True)
 class Nodes:
     """Where this machine stands among those of one group. `endpoint` is `host:port` on machine 0."""
@@ -61,7 +79,8 @@ class GroupTask(RunTask):
     def execute(self, note: Callable[[str], None]) -> None:
         """Run, resume, or leave alone what another process completed meanwhile.
 
-        Raises `Interrupted` after a stop, `RankFailed` naming rank and signal or repeating the rank's error.
+        Raises `Interrupted` after a stop, `RankFailed` naming rank and signal or repeating the rank's error,
+        `LongTemporaryFolder`.
         """
         Group(self, Nodes(), note).run()
 
@@ -105,7 +124,9 @@ class Group:
                     elastic_launch(config, sys.executable)("-m", "shared.experiment.ranks", str(file))
                 except ChildFailedError as error:
                     failures = error.failures
-        _conclude(self._task, self._ears, failures, self._note)
+        here = self._task.layout.world_size // self._nodes.count
+        ranks = range(self._nodes.index * here, (self._nodes.index + 1) * here)
+        _conclude(self._task, ranks, self._ears, failures, self._note)
 
     def wait(self, seconds: float) -> None:
         """Until every rank of this machine has had its last word, from whatever thread or signal handler."""
@@ -131,6 +152,7 @@ class _Ears(threading.Thread):
         super().__init__(daemon=True)
         self.words: dict[int, tuple[Any, ...]] = {}
         self.first_failed: int | None = None
+        self.first_lost: int | None = None
         self._door = socket.socket(socket.AF_UNIX)
         self._ranks: dict[Connection, int | None] = {}
         self._told: set[Connection] = set()
@@ -139,7 +161,8 @@ class _Ears(threading.Thread):
     @contextlib.contextmanager
     def at(self, address: str) -> Iterator[None]:
         """Listen at a new socket, whose address the ranks find in their environment."""
-        self._door.bind(address)
+        with naming_tmpdir():
+            self._door.bind(address)
         self._door.listen(MAX_RANKS)
         os.environ[PARENT] = address
         self.start()
@@ -171,6 +194,7 @@ class _Ears(threading.Thread):
             number = self._ranks.pop(rank)
             rank.close()
             if number is None or number not in self.words:
+                self.first_lost = number if self.first_lost is None else self.first_lost
                 self._hang_up()
             return
         self._ranks[rank] = number
@@ -196,12 +220,15 @@ class _Ears(threading.Thread):
                 rank.send("stop")
 
 
-def _conclude(task: GroupTask, ears: _Ears, failures: Mapping[int, Any], note: Callable[[str], None]) -> None:
-    """Raise what became of the group; `failures` maps ranks to torchrun's report of those that did not end well."""
-    stopped = [word[1] for word in ears.words.values() if word[0] == "stopped"]
-    if not failures and stopped:
-        raise Interrupted(stopped[0])
-    if not failures:
+def _conclude(
+    task: GroupTask, ranks: range, ears: _Ears, failures: Mapping[int, Any], note: Callable[[str], None]
+) -> None:
+    """Raise what became of this machine's `ranks`; `failures` maps some to torchrun's report of how they ended."""
+    silent = [rank for rank in ranks if rank not in ears.words]
+    if not failures and not silent:
+        stopped = [word[1] for word in ears.words.values() if word[0] == "stopped"]
+        if stopped:
+            raise Interrupted(stopped[0])
         return
     # torchrun sends SIGTERM to the ranks that are left, some of which are too young to handle it.
     killed = [
@@ -211,11 +238,13 @@ def _conclude(task: GroupTask, ears: _Ears, failures: Mapping[int, Any], note: C
         rank = ears.first_failed
         _, text, trace = ears.words[rank]
         raise RankFailed(f"rank {rank} of {task.layout.world_size}: {text}") from _Remote(trace)
-    rank = min(killed or failures)
+    # The others were hung up on; the first to go may have ended with 0, by sys.exit.
+    lost = [] if ears.first_lost is None else [ears.first_lost]
+    rank = min(killed or lost or failures or silent)
     for line in _last_lines(task.path / f"rank{rank}.log"):
         note(f"[rank {rank}] {line}")
     end = "The others were ended; the run is resumable"
-    code = failures[rank].exitcode
+    code = failures[rank].exitcode if rank in failures else 0
     if code < 0:
         name = signal.Signals(-code).name
         memory = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""

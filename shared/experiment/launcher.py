@@ -19,7 +19,7 @@ from shared.experiment.claims import claims_hash, validate
 from shared.experiment.contracts import Artifact, AssayError, Experiment
 from shared.experiment.cores import available_cores
 from shared.experiment.files import RunBusy, config_hash, ensure_writable, move_aside
-from shared.experiment.group import GroupTask
+from shared.experiment.group import GroupTask, naming_tmpdir
 from shared.experiment.layouts import check_layout
 from shared.experiment.overrides import suggest
 from shared.experiment.plan import Job, Selection, plan
@@ -99,7 +99,7 @@ def run_experiment(
 
     `layout` spreads each run over processes, which together count as one of the `workers`.
     Raises an `AssayError` before any work for unknown names, unwritable folders, layouts that a study or a model does
-    not allow, and runs that another process works on.
+    not allow, runs that another process works on, and a TMPDIR with too long a path.
     """
     layout = layout or Layout()
     prepared = prepare(experiment, scale, selection, runs_root, console=console, layout=layout)
@@ -112,7 +112,7 @@ def run_experiment(
     preload = [worker.__name__, *sorted(reached), *agent, warm.__name__]
     processes = f", {layout.world_size} processes each ({layout})" if agent else ""
     _say(console, f"Workers: {workers}{processes}. Records: {prepared.root}")
-    with progress.display(console, prepared.entries, workers) as observer:
+    with naming_tmpdir(), progress.display(console, prepared.entries, workers) as observer:
         finished = Pool(prepared.entries, workers, preload, observer, prepared.built).run()
     return conclude(prepared, finished, go_on)
 

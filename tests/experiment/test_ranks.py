@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,19 +134,32 @@ def test_an_error_of_another_rank_leaves_its_traceback_in_the_log(tmp_path: Path
     assert not (tmp_path / "seed0" / "summary.json").exists()
 
 
-def concluded(tmp_path: Path, words: dict[int, tuple[Any, ...]], codes: dict[int, int]) -> str:
+def concluded(
+    tmp_path: Path, words: dict[int, tuple[Any, ...]], codes: dict[int, int], first_lost: int | None = None
+) -> str:
     """What is said of ranks with these last words and exit codes."""
     task = task_of(tmp_path, add_up)
     (tmp_path / "rank1.log").write_text("\n".join(f"line {number}" for number in range(9)))
     failed = next((rank for rank, word in words.items() if word[0] == "failed"), None)
-    heard = SimpleNamespace(words=words, first_failed=failed)
+    heard = SimpleNamespace(words=words, first_failed=failed, first_lost=first_lost)
     notes: list[str] = []
     failures = {rank: SimpleNamespace(exitcode=code) for rank, code in codes.items()}
     try:
-        group._conclude(task, heard, failures, notes.append)  # pyright: ignore[reportArgumentType]
+        group._conclude(task, range(2), heard, failures, notes.append)  # pyright: ignore[reportArgumentType]
     except (RankFailed, Interrupted) as error:
         return " | ".join([*notes, str(error)])
     return "fine"
+
+
+def leave(run: RunContext) -> dict[str, Any]:
+    run.stop_requested()
+    sys.exit(0)
+
+
+@pytest.mark.slow
+def test_ranks_that_leave_without_a_word_are_no_complete_run(tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match="of 2 ended with code 0 and no word"):
+        task_of(tmp_path / "seed0", leave).execute(print)
 
 
 def test_what_is_said_of_a_group(tmp_path: Path) -> None:
@@ -163,7 +177,13 @@ def test_what_is_said_of_a_group(tmp_path: Path) -> None:
     )
     assert "rank 0 of 2 was killed by SIGSEGV. The others" in concluded(tmp_path, {}, {0: -signal.SIGSEGV})
     assert "rank 0 of 2 was killed by SIGTERM" in concluded(tmp_path, {}, {0: -signal.SIGTERM})
-    assert "rank 0 of 2 ended with code 3 and no word" in concluded(tmp_path, {}, {0: 3})
+    assert "rank 0 of 2 ended with code 3 and no word" in concluded(tmp_path, {1: ("done",)}, {0: 3})
+    assert "rank 1 of 2 ended with code 0 and no word" in concluded(tmp_path, {0: ("done",)}, {})
+    assert "rank 0 of 2 ended with code 0 and no word" in concluded(tmp_path, {}, {})
+    assert "rank 1 of 2 ended with code 0 and no word" in concluded(tmp_path, {0: stopped[0]}, {})
+    # It was the first to end; the other was hung up on.
+    assert "rank 1 of 2 ended with code 0 and no word" in concluded(tmp_path, {}, {0: 1}, first_lost=1)
+    assert "rank 1 of 2 ended with code 3 and no word" in concluded(tmp_path, {}, {1: 3})
 
 
 def test_a_group_started_by_hand_builds_artifacts_in_a_process_of_their_own(
@@ -191,6 +211,18 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ImpossibleLayout, match="8 processes on a machine with 4 GPUs"):
         ranks.join(Layout(tp=8), "gpu")
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(group.LongTemporaryFolder, match="set TMPDIR to a folder with a shorter path"):
+        task_of(tmp_path / "seed0", add_up).execute(print)
+    code = "import sys; from tests.experiment.toylab.__main__ import main; main(sys.argv[1], '4', '0', '2')"
+    command = [sys.executable, "-c", code, str(tmp_path / "runs")]
+    alone = subprocess.run(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True)
+    assert "LongTemporaryFolder: The path of" in alone.stderr, "the pool of runs in one process"
 
 
 def launch(runs: Path, arm: str, layout: Layout, **overrides: str) -> launcher.Outcome:
