@@ -184,7 +184,8 @@ def _heading(run: DryRun) -> list[str]:
     if model.moe:
         mlp = f"{model.moe.num_experts} experts of {model.moe.moe_ffn_hidden_size:,}, {model.moe.top_k} a token"
     active = f", {counts.active:,} of them active" if counts.active != counts.total else ""
-    nodes = -(-run.layout.world_size // full.cluster.gpus_per_node)
+    ranks = run.layout.world_size
+    gpus, nodes = f"{ranks} GPU{'s' * (ranks > 1)}", -(-ranks // full.cluster.gpus_per_node)
     servers = full.rollout_nodes * full.cluster.gpus_per_node
     shape = f"{_microbatches(full, run.layout)} micro-batches of {MICRO_BATCH} x {run.sequence_length:,} tokens"
     theirs = f"{full.cluster.nodes} nodes of {full.cluster.gpus_per_node} GPUs, {full.cluster.backend}"
@@ -199,7 +200,7 @@ def _heading(run: DryRun) -> list[str]:
         *_entry("", f"{counts.total:,} parameters{active}; in matrix products {counts.multiplied:,} per token"),
         *_entry(
             "training",
-            f"{run.layout}: {run.layout.world_size} GPUs on {nodes} node{'s' * (nodes > 1)}, {shape} a rank and update",
+            f"{run.layout}: {gpus} on {nodes} node{'s' * (nodes > 1)}, {shape} a rank and update",
         ),
         *_entry("rollouts", f"{servers} vLLM servers with one GPU each, on {full.rollout_nodes} nodes"),
         *_entry(
