@@ -53,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise suggest("command", words[0], COMMANDS)
         return _dispatch(_parser().parse_args(words), words)
     except AssayError as error:
-        # Under torchrun every rank meets the same error.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        # Under torchrun all ranks of a machine meet the same error before runs start; machines may differ.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            rank = os.environ.get("RANK", "0")
+            print(f"error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)

@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -33,6 +34,7 @@ from shared.experiment.worker import CPU_SCALES, RunTask, sentence
 from shared.megatron.layout import ImpossibleLayout, Layout
 
 T = TypeVar("T")
+ALIKE_S = 30
 
 
 def join(layout: Layout, scale: str) -> None:
@@ -52,6 +54,21 @@ def join(layout: Layout, scale: str) -> None:
     from shared.megatron.init import initialize
 
     initialize(layout=layout)
+
+
+def failed_alike(name: str, error: AssayError) -> bool:
+    """True if every rank comes here with the same error for run `name`, so that no collective is left half-done.
+
+    The default store carries the answers: ranks that did not fail are in a collective, and stay there.
+    """
+    store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    keys = [f"failed/{name}/{other}" for other in range(size)]
+    store.set(keys[rank], f"{type(error).__name__}: {error}")
+    try:
+        store.wait(keys, timedelta(seconds=ALIKE_S))
+    except RuntimeError:  # of any store
+        return False
+    return len({store.get(key) for key in keys}) == 1
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:

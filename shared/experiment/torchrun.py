@@ -5,6 +5,7 @@
 
 Special: rank 0 looks at the records and builds missing artifacts in a process of its own; the others wait for it in a
 collective, at most for the timeout of their group (30 minutes). Records and cache lie on a file system that all see.
+A run that fails with the same named error on every rank does not stop the others; any other failure ends the launch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from shared.experiment import artifacts, launcher, progress, records, worker
 from shared.experiment.contracts import AssayError, Experiment, Interrupted
-from shared.experiment.launcher import INTERRUPTED, Outcome, Prepared, prepare
+from shared.experiment.group import naming_tmpdir
+from shared.experiment.launcher import FAILED, INTERRUPTED, Outcome, Prepared, prepare
 from shared.experiment.plan import Selection
 from shared.experiment.pool import Entry, Pool
 from shared.experiment.signals import StopSignals, request_stop
@@ -58,7 +60,8 @@ def run_experiment(
 ) -> Outcome:
     """`launcher.run_experiment` on every rank of a group; only rank 0's outcome has messages and counts.
 
-    Raises named errors on every rank. Anything else ends this process with a traceback, and torchrun ends the others.
+    Raises the named errors of `launcher.run_experiment` before any work, on every rank. A run that fails on some ranks
+    alone, or with another kind of error, ends this process with status 1, and torchrun ends the others.
     """
     from shared.experiment import ranks
 
@@ -74,7 +77,7 @@ def run_experiment(
 
     try:
         runs = ranks.from_rank_zero(ready)
-        finished = _run(runs, console)
+        finished = _run(runs, console, go_on)
     except AssayError:
         raise
     except Exception:
@@ -85,14 +88,15 @@ def run_experiment(
     if mine:
         mine[0].entries[:] = runs
         return launcher.conclude(mine[0], finished, go_on)
-    return Outcome(0 if finished else INTERRUPTED, "", 0, 0)
+    failed = any(entry.ending == "failed" for entry in runs)
+    return Outcome(INTERRUPTED if not finished else FAILED if failed else 0, "", 0, 0)
 
 
 def _with_artifacts(prepared: Prepared, console: Console) -> list[Entry]:
     """The run entries with their artifacts at hand. Raises `Interrupted`, `ArtifactNotBuilt`."""
     builds = [entry for entry in prepared.entries if isinstance(entry.task, BuildTask)]
     if builds:
-        with progress.display(console, builds, 1) as observer:
+        with naming_tmpdir(), progress.display(console, builds, 1) as observer:
             # In a process of its own: a builder is written for one process, and this one belongs to a group.
             if not Pool(builds, 1, [worker.__name__], observer, {}).run():
                 raise Interrupted("Stopped while artifacts were being built. Go on with the same command.")
@@ -110,7 +114,7 @@ def _with_artifacts(prepared: Prepared, console: Console) -> list[Entry]:
     return runs
 
 
-def _run(runs: Sequence[Entry], console: Console) -> bool:
+def _run(runs: Sequence[Entry], console: Console, go_on: str) -> bool:
     """Work on every run; False if a signal cut it short."""
     from shared.experiment import ranks
 
@@ -126,12 +130,33 @@ def _run(runs: Sequence[Entry], console: Console) -> bool:
                 entry.ending = "done"
             except Interrupted as stop:
                 entry.ending, entry.error = "stopped", str(stop)
+            except AssayError as error:
+                _fail(entry, error, go_on)
             entry.seconds = time.monotonic() - entry.started
             if is_first():
                 observer.ended(entry)
             if entry.ending == "stopped":
                 return False
     return True
+
+
+def _fail(entry: Entry, error: AssayError, go_on: str) -> None:
+    """Say what happened on this rank; end the process unless every rank is here for the same reason."""
+    from shared.experiment import ranks
+
+    assert isinstance(entry.task, RunTask)
+    rank = os.environ["RANK"]
+    entry.ending, entry.error = "failed", worker.sentence(error)
+    _complain(f"error (rank {rank}): {entry.key}: {entry.error}")
+    if is_first():
+        entry.error_file = worker.keep_traceback(entry.task.error_file)
+    if not ranks.failed_alike(entry.key, error):
+        _complain(f"Not all ranks failed like rank {rank}, so this launch ends. Go on with: {go_on}")
+        os._exit(1)
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _teller(entry: Entry, observer: progress.Lines | progress.Bars) -> Callable[[int, int], None]:

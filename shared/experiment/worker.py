@@ -26,7 +26,7 @@ ERROR_FILE = "error.txt"
 
 
 class CodeChanged(AssayError):
-    """The code on disk is no longer that of the launch. The record was not touched."""
+    """The code on disk is no longer that of the launch. Raised before the record is opened."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunTask:
         if now != launched:
             raise CodeChanged(
                 f"The code changed since {self.study}/{self.arm} seed {self.seed} was started or submitted (hash then "
-                f"{launched}, now {now}): start or submit it again, or restore that code. The record was not touched."
+                f"{launched}, now {now}): start or submit it again, or restore that code. Its rows were not touched."
             )
 
     def open(self) -> records.RunDirectory:
@@ -123,7 +123,7 @@ def child(task: RunTask | BuildTask, channel: Connection, environment: Mapping[s
     except Interrupted as stop:
         _send(channel, "stopped", str(stop))
     except Exception as error:
-        _send(channel, "failed", sentence(error), _keep_traceback(task.error_file))
+        _send(channel, "failed", sentence(error), keep_traceback(task.error_file))
 
 
 def _send(channel: Connection, *message: Any) -> None:
@@ -146,7 +146,8 @@ def sentence(error: Exception) -> str:
     return text if isinstance(error, AssayError) else f"{type(error).__name__}: {text}"
 
 
-def _keep_traceback(path: Path) -> Path | None:
+def keep_traceback(path: Path) -> Path | None:
+    """Write the traceback of the error that is being handled; None if that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc(), encoding="utf-8")

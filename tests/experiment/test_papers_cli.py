@@ -109,18 +109,21 @@ def test_workers_under_torchrun_are_refused(
     assert "--workers means nothing here, torchrun's processes share one run" in capsys.readouterr().err
 
 
-def test_under_torchrun_rank_zero_alone_reports_and_complains(
+def test_under_torchrun_rank_zero_reports_and_one_rank_of_each_machine_complains(
     calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torchrun, "run_experiment", lambda *what, **named: calls.update(torchrun=named) or DONE)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
-    for rank, reports in (("1", False), ("0", True)):
+    for rank, local, said in (("1", "1", ""), ("2", "0", "error (rank 2): tp=0"), ("0", "0", "error: tp=0")):
         calls.pop("report", None)
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local)
         assert _cli.main(["run", "toylab", "--tp", "2"]) == 0
-        assert ("report" in calls) == reports
+        assert ("report" in calls) == (rank == "0")
         assert _cli.main(["run", "toylab", "--tp", "0"]) == 2
-        assert ("error: tp=0" in capsys.readouterr().err) == reports
+        error = capsys.readouterr().err
+        assert error.startswith(said)
+        assert bool(error) == bool(said)
     assert calls["torchrun"]["go_on"] == "torchrun (with its options) -m papers run toylab --tp 2"
     assert "run_experiment" not in calls
 

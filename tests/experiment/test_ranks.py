@@ -23,7 +23,7 @@ from rich.console import Console
 
 from shared.experiment import group, launcher, ranks, torchrun
 from shared.experiment.codehash import run_hash
-from shared.experiment.contracts import Interrupted, RunContext
+from shared.experiment.contracts import Interrupted, NonFinite, RunContext
 from shared.experiment.files import RunBusy
 from shared.experiment.group import GroupTask, RankFailed
 from shared.experiment.launcher import prepare
@@ -282,6 +282,50 @@ def test_a_killed_rank_ends_the_group_and_the_resumed_run_equals_an_uninterrupte
     provenance = json.loads((record / "provenance.json").read_text())
     assert provenance["layout"] == "1"
     assert provenance["earlier"][-1]["layout"] == "TP2"
+
+
+def fail(rank: int, name: str, texts: tuple[str | None, ...]) -> bool:
+    """What a rank that failed with its text, if any, believes of the others."""
+    ranks.ALIKE_S = 1
+    text = texts[rank]
+    return text is not None and ranks.failed_alike(name, NonFinite(text))
+
+
+def test_ranks_know_whether_all_failed_alike() -> None:
+    assert run_ranks(fail, TWO, "one", ("nan", "nan")) == [True, True]
+    assert run_ranks(fail, TWO, "two", ("nan", "no space")) == [False, False]
+    assert run_ranks(fail, TWO, "three", (None, "nan")) == [False, False]
+
+
+def by_torchrun(runs: Path, arms: str) -> tuple[int, str]:
+    """Exit status and output of a group on this machine."""
+    process = start(runs, "6", "0", "2", arms, torchrun=("--standalone", "--nproc-per-node", "2"))
+    said = process.communicate(timeout=PATIENCE_S)[0]
+    return process.returncode, said
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_on_all_ranks_does_not_stop_the_others_under_torchrun(tmp_path: Path) -> None:
+    code, said = by_torchrun(tmp_path, "nan,plain")
+    assert code == 1
+    add = tmp_path / "spread" / "proxy-custom" / "add"
+    for rank in (0, 1):
+        assert f"error (rank {rank}): add/nan seed 0: step 1: x is nan" in said
+    error = add / "nan" / "seed0" / "error.txt"
+    assert f"FAILED add/nan seed 0: step 1: x is nan (traceback: {error})" in said
+    assert "NonFinite: step 1" in error.read_text()
+    assert "1 of 2 runs complete. Once the cause is gone, run the others with: spread again" in said
+    assert (add / "plain" / "seed0" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_named_error_of_one_rank_is_said_and_ends_the_launch_under_torchrun(tmp_path: Path) -> None:
+    code, said = by_torchrun(tmp_path, "nan-on-one,plain")
+    assert code == 1
+    assert "error (rank 1): add/nan-on-one seed 0: step 1: x is nan" in said
+    assert "error (rank 0): " not in said
+    assert "Not all ranks failed like rank 1, so this launch ends. Go on with: spread again" in said
+    assert not (tmp_path / "spread" / "proxy-custom" / "add" / "plain" / "seed0" / "summary.json").exists()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.experiment.contracts import Experiment, Grid, Interrupted, RunContext, Study
+from shared.experiment.contracts import Experiment, Grid, Interrupted, NonFinite, RunContext, Study
 from shared.megatron.config import ModelConfig
 
 MODEL = ModelConfig(
@@ -31,12 +31,13 @@ MODEL = ModelConfig(
 
 @dataclass(frozen=True)
 class Adding:
-    """`die` names a rank that SIGKILLs itself once, `fail` one that raises once, half-way."""
+    """`die` names a rank that SIGKILLs itself once, `fail` one that raises once, half-way; `diverge` those with NaN."""
 
     steps: int = 10
     sleep: float = 0.0
     die: int = -1
     fail: int = -1
+    diverge: tuple[int, ...] = ()
     model: ModelConfig = MODEL
 
 
@@ -49,6 +50,8 @@ def add_up(run: RunContext) -> dict[str, Any]:
     run.rewind(done)
     for step in range(done + 1, config.steps + 1):
         x += total(sum(number * step for number in range(10) if number % size == rank))
+        if rank in config.diverge:
+            raise NonFinite(f"step {step}: x is nan")
         run.log(step, x=x)
         run.progress(step, config.steps)
         print(f"step {step}", file=sys.stderr if rank else sys.stdout)
@@ -89,7 +92,13 @@ def _once(mark: Path) -> bool:
 ADD = Study(
     name="add",
     question="Do the ranks agree?",
-    arms={"plain": Adding(), "die": Adding(die=1), "fail": Adding(fail=1)},
+    arms={
+        "nan": Adding(diverge=(0, 1)),
+        "nan-on-one": Adding(diverge=(1,)),
+        "plain": Adding(),
+        "die": Adding(die=1),
+        "fail": Adding(fail=1),
+    },
     run=add_up,
     scales={"proxy": Grid((0,))},
     parallel=("tp", "dp"),
