@@ -5,7 +5,7 @@
 
 Activations follow Korthikanti et al. (arXiv:2205.05198, section 4: what each operation keeps for its backward pass, and
 equations 4 to 6 for tensor, sequence and pipeline parallelism), with the terms of this project's layer in the place of
-theirs: fused attention keeps no scores, SwiGLU keeps five widths, there is no dropout. Tests compare them with what
+theirs: fused attention keeps no scores, SwiGLU keeps four widths, there is no dropout. Tests compare them with what
 autograd keeps. Standard library only. What is left out: docs/dryrun.md.
 """
 
@@ -109,8 +109,9 @@ def _attention(
     tokens = sequence_length * micro_batch // layout.cp
     heads, groups = model.num_attention_heads // layout.tp, model.num_query_groups // layout.tp
     gathers = layout.cp > 1 and recompute != "selective"
-    # Rotated queries and keys, and the output. Values are a view of the whole projection, which therefore stays.
-    held = heads + heads if gathers else (heads + groups) + (heads + 2 * groups) + heads
+    held = heads + heads if gathers else (heads + 2 * groups) + heads  # rotated queries and keys, values, the output
+    if not gathers and (model.qk_layernorm or recompute == "selective"):
+        held += heads + groups  # values are then a view of the whole projection, which therefore stays
     scalars = 0 if recompute == "selective" else heads  # log-sum-exp of the scores
     if model.qk_layernorm:
         # Queries are copied out of the projection, keys are a view of it.
@@ -131,8 +132,8 @@ def _gathered(model: ModelConfig, layout: Layout, sequence_length: int, tokens: 
 
 
 def _dense_mlp(model: ModelConfig, layout: Layout, tokens: int, width: int) -> int:
-    """Gate and up, SiLU of the gate, a copy of up that Megatron makes by adding its offset, and their product."""
-    return tokens * 5 * (model.ffn_hidden_size // layout.tp) * width
+    """Gate and up, SiLU of the gate, and its product with up."""
+    return tokens * 4 * (model.ffn_hidden_size // layout.tp) * width
 
 
 def _moe(model: ModelConfig, moe: MoEConfig, layout: Layout, tokens: int, width: int) -> int:

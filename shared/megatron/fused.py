@@ -43,21 +43,19 @@ class Rotate(torch.autograd.Function):
 class SplitRotate(torch.autograd.Function):
     """Queries, keys and values out of Megatron's mixed [s, b, groups, heads per group + 2, d], the first two rotated.
 
-    They come as views [s, b, heads, d] of tensors that are contiguous as [b, heads, s, d], which attention reads
-    fastest; the gradient is written in place into one mixed tensor.
+    Three contiguous tensors [s, b, heads, d]; the gradient is written in place into one mixed tensor. With queries in
+    this order the output of torch's attention has it too, and becomes [s, b, heads * d] without a copy.
     """
 
     @staticmethod
     def forward(ctx: Any, mixed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         length, batch, groups, heads, dim = mixed.shape
-        # [b, groups, heads, s, d]: a group's queries follow each other, so the first three merge into heads.
-        query = mixed.new_empty(batch, groups, heads - 2, length, dim)
-        key, value = mixed.new_empty(batch, groups, length, dim), mixed.new_empty(batch, groups, length, dim)
-        rotate(mixed[..., :-2, :], cos[..., None, :], sin[..., None, :], query.permute(3, 0, 1, 2, 4))
-        rotate(mixed[..., -2, :], cos, sin, key.permute(2, 0, 1, 3))
-        value.permute(2, 0, 1, 3).copy_(mixed[..., -1, :])
-        return query.flatten(1, 2).permute(2, 0, 1, 3), key.permute(2, 0, 1, 3), value.permute(2, 0, 1, 3)
+        query = mixed.new_empty(length, batch, groups, heads - 2, dim)
+        key = mixed.new_empty(length, batch, groups, dim)
+        rotate(mixed[..., :-2, :], cos[..., None, :], sin[..., None, :], query)
+        rotate(mixed[..., -2, :], cos, sin, key)
+        return query.flatten(2, 3), key, mixed[..., -1, :].clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     @once_differentiable
