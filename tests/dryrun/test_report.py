@@ -13,7 +13,7 @@ import pytest
 
 from papers import _cli
 from papers.cegppo.full import LAYOUT, SIZES, full
-from shared.dryrun.report import GIB, WIDTH, DryRun, dry_run, one_node_layout
+from shared.dryrun.report import GIB, WIDTH, DryRun, _from_root, dry_run, one_node_layout
 from shared.dryrun.scripts import layout_flags
 from shared.dryrun.work import Assumptions
 from shared.experiment.catalog import full_setting
@@ -61,6 +61,15 @@ def test_shells_read_the_scripts_and_our_parser_their_commands(written: Path, si
             chosen = _cli._parser().parse_args(shlex.split(command))
             assert (chosen.paper, chosen.scale, chosen.arm) == ("cegppo", "full", [size])
             assert _cli.flags.layout(chosen) in (LAYOUT[size], one_node_layout(LAYOUT[size], 8))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scripts_know_where_they_lie_and_how_long_a_stop_takes(written: Path, size: str) -> None:
+    found, script = json.loads((written / size / "dryrun.json").read_text()), (written / size / "train.sbatch")
+    assert f"#SBATCH --signal=USR2@{found['stop_seconds']}\n" in script.read_text()
+    assert found["stop_seconds"] > found["bound"]["rollout_seconds"] + found["bound"]["train_seconds"]
+    assert f"sbatch {script.resolve()}\n" in script.read_text()
+    assert _from_root(_cli.ROOT / "runs" / "cegppo") == "runs/cegppo"
 
 
 def test_every_layout_survives_its_flags() -> None:
