@@ -146,7 +146,7 @@ class _TensorRanks:
         if self.size > 1:
             from megatron.core import parallel_state
 
-            self._group = parallel_state.get_tensor_model_parallel_group()
+            self._group: Any = parallel_state.get_tensor_model_parallel_group()
             self._first = dist.get_rank(self._group) * self._table.shape[0]
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
