@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:\\overline\{\d{1,20}\}|[eE][+-]?\d{1,3}(?![\d.]))?)"
@@ -39,6 +40,7 @@ class _Refused(Exception):
     """Not a closed form that can be read in one way only."""
 
 
+@lru_cache(maxsize=4096)
 def read(text: str) -> Value | None:
     """Value of a closed form as `latex.clean` leaves it, None if it is refused. Never raises."""
     if len(text) > _MAX_LENGTH:

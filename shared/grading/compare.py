@@ -33,6 +33,12 @@ _FLOAT_NOISE = 1e-9
 _BASE = re.compile(r"(\d+)_\{?(\d{1,2})\}?")
 _WORD = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _SIDE_BY_SIDE = re.compile(r"\d\s+\d+(?![\d/])")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_VARIABLE = re.compile(r"(?<![A-Za-z])[a-df-hj-z](?![A-Za-z])")
+# `e`, `i` and runs of letters such as `sqrt` are no variables.
+_NUMBER_WORDS = {"pi", "inf", "infinity"}
+_RELATION_LIKE = re.compile(r"[=<>]|\\(?:in|le|ge|ne|neq|pm|mp)(?![A-Za-z])")
+_KINDRED = ({"word", "symbolic"}, {"tuple", "union"}, {"tuple", "matrix"})
 _MAX_ELEMENTS = 64
 
 
@@ -94,7 +100,7 @@ class _Comparison:
             return _same_numeral(base, squash(answer))
         if _SIDE_BY_SIDE.search(answer) and not _SIDE_BY_SIDE.search(gold):
             return False  # math-verify adds the two numbers
-        for rule in (self._groups, self._matrices, self._unions, self._numbers, _words):
+        for rule in (self._groups, self._matrices, self._unions, self._numbers, _words, _kinds):
             verdict = rule(gold, answer)
             if verdict is not None:
                 return verdict
@@ -185,6 +191,30 @@ def _words(gold: str, answer: str) -> bool | None:
         return None
     first, second = (re.sub(r"^(?:an?|the)\s", "", text.casefold()) for text in (gold, answer))
     return True if first == second else None
+
+
+def _kinds(gold: str, answer: str) -> bool | None:
+    """False for two things that are never equal, such as a number and a word; None if that says nothing."""
+    ours, theirs = _kind(gold), _kind(answer)
+    known = ours and theirs and ours != theirs and {ours, theirs} not in _KINDRED
+    return False if known else None
+
+
+def _kind(text: str) -> str:
+    """number, word, tuple, union, matrix, symbolic (something with a variable), or "" for anything less plain."""
+    if read(text):
+        return "number"
+    if "\\text" in text or _RELATION_LIKE.search(text):
+        return ""
+    if (cells := matrix(text)) is not None:
+        return "matrix" if len(cells) + len(cells[0]) > 2 else ""
+    if len(split_union(text)) > 1:
+        return "union"
+    if inside := group(text):
+        return "tuple" if len(split_list(inside[1])) > 1 else ""
+    if _WORD.fullmatch(text) and len(text) > 1:
+        return "" if text.casefold() in _NUMBER_WORDS else "word"
+    return "symbolic" if _VARIABLE.search(_COMMAND.sub(" ", text)) else ""
 
 
 def _vector(rows: list[list[str]]) -> list[str] | None:

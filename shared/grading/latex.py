@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 _SYMBOLS = str.maketrans(
     {
@@ -71,6 +72,7 @@ _RELATION = re.compile(r"[<>\u2260]|\\(?:le|ge|ne|neq|lt|gt|equiv)(?![A-Za-z])|!
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix)\}(.*)\\end\{\1\}")
 
 
+@lru_cache(maxsize=4096)
 def clean(text: str) -> str:
     r"""The text without sizes, spacing, fonts around a whole answer, currency, degrees, trailing units and stops."""
     text = text.translate(_SYMBOLS)

@@ -1,13 +1,16 @@
 """The table of (gold, answer) pairs: our verdict, math-verify's own, and a documented reason wherever they differ."""
 
 import logging
+import random
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from shared.grading.compare import equal
 from shared.grading.math import grade
-from shared.grading.rules import AIME, CORRECT, GSM8K, MATH, MINERVA, NO_ANSWER, UNREADABLE, WRONG
+from shared.grading.rules import AIME, CORRECT, GSM8K, MATH, MINERVA, NO_ANSWER, UNREADABLE, WRONG, check_gold
 
 VERDICTS = {"C": CORRECT, "W": WRONG, "N": NO_ANSWER, "U": UNREADABLE}
 RULES = {rule.name: rule for rule in (AIME, MATH, GSM8K, MINERVA)}
@@ -52,6 +55,18 @@ def test_plain_math_verify_differs_exactly_where_the_table_gives_a_reason():
         if plain != (flags[1] == "+") or bool(reason) != (plain != (flags[0] == "C")):
             surprises.append((gold, text, plain, reason))
     assert not surprises
+
+
+def test_golds_that_are_unequal_at_a_glance_are_unequal_for_math_verify():
+    """Our quick refusals (a number is no word, a matrix no union, two values that differ), on golds of many kinds."""
+    pytest.importorskip("math_verify")
+    from shared.grading.verify import same
+
+    golds = sorted({check_gold(gold, rule) for rule, _, gold, _, _ in ROWS if rule is MATH and len(gold) < 40})
+    pairs = random.Random(5).sample(list(product(golds, golds)), 120)
+    refused = [pair for pair in pairs if equal(*pair, science=False, slow=None) is False]
+    assert len(refused) > 80
+    assert not [pair for pair in refused if same(*pair)]
 
 
 def test_every_reason_is_explained():
