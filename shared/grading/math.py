@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from shared.experiment.contracts import AssayError
@@ -142,8 +142,8 @@ class MathGrader:
 
     def _wait(self) -> list[_Worker]:
         busy = [worker for worker in self._workers if worker.question >= 0]
-        ready = select.select([worker.output for worker in busy], [], [], 1.0)[0]
-        return [worker for worker in busy if worker.output in ready or worker.overdue()]
+        ready = wait([worker.output.fileno() for worker in busy], timeout=1.0)
+        return [worker for worker in busy if worker.output.fileno() in ready or worker.overdue()]
 
 
 def _grade(item: Pending, reason: str, detail: str) -> Grade:

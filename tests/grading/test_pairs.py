@@ -72,3 +72,5 @@ def test_golds_that_are_unequal_at_a_glance_are_unequal_for_math_verify():
 def test_every_reason_is_explained():
     page = (ROOT / "docs" / "grading.md").read_text(encoding="utf-8")
     assert not [reason for *_, reason in ROWS if reason and f"| `{reason}` |" not in page]
+    assert f"holds {len(ROWS)} pairs" in page
+    assert f"differ in {sum(bool(reason) for *_, reason in ROWS)} pairs" in page
