@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from shared.experiment.contracts import AssayError
-from shared.experiment.files import sync_folder
+from shared.experiment.files import Unwritable, sync_folder
 from shared.megatron.config import ModelConfig
 from shared.megatron.hf_config import config_text, hf_config
 from shared.megatron.hf_files import DTYPES, ShardWriter, write_synced
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
 
-class ExportNotWritten(AssayError):
+class ExportNotWritten(Unwritable):
     """An export that could not be finished; nothing that looks like a model was left."""
 
 
@@ -98,15 +98,19 @@ class _Export:
             vocabulary.check(self.config.vocab_size)
         text = config_text(hf_config(self.config, dtype=str(self.dtype).removeprefix("torch."), **ids))
         self._own_folder()
-        free = shutil.disk_usage(self.partial).free
-        if free < self.writer.total:
+        try:
+            free = shutil.disk_usage(self.partial).free
+            if free < self.writer.total:
+                raise ExportNotWritten(
+                    f"{self.path} needs {self.writer.total} bytes and {free} are free: free space or choose another "
+                    "disk"
+                )
+            write_synced(self.partial / "config.json", text.encode())
+            if self.tokenizer:
+                carry(self.tokenizer, self.partial)
+        except BaseException:
             self._remove()
-            raise ExportNotWritten(
-                f"{self.path} needs {self.writer.total} bytes and {free} are free: free space or choose another disk"
-            )
-        write_synced(self.partial / "config.json", text.encode())
-        if self.tokenizer:
-            carry(self.tokenizer, self.partial)
+            raise
 
     def _own_folder(self) -> None:
         self.partial.mkdir(parents=True, exist_ok=True)
@@ -157,7 +161,7 @@ def _on_rank_0(action: Callable[[], None] | None) -> None:
             outcome = [error]
         except OSError as error:
             outcome = [
-                ExportNotWritten(f"the export could not be written ({error}): free space or choose another folder")
+                ExportNotWritten(f"Cannot write the export ({error}): free space or choose another folder")
             ]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)

@@ -5,16 +5,19 @@
         run.finish(pretrain(config, run, MarkovText(vocab_size=64)))
 
 A batch is a function of seed, step and row. So a resumed run needs only its step, and every layout sees the same data:
-the same layout goes on bit for bit, another one to rounding.
+the same layout goes on bit for bit, another one to rounding. A finished run keeps its weights in `<run>/model`, in
+Hugging Face format; its checkpoints go.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,6 +25,8 @@ from torch import Tensor
 
 from shared.experiment.contracts import AssayError, Interrupted, NonFinite, RunContext
 from shared.megatron.config import ModelConfig
+from shared.megatron.hf_config import hf_config
+from shared.megatron.hf_export import export_hf
 from shared.megatron.init import current_layout
 from shared.megatron.layout import ImpossibleLayout, Layout
 from shared.megatron.optimizer import AdamWConfig
@@ -64,7 +69,7 @@ class PretrainConfig:
     schedule: the rate rises over warmup_steps to `lr`, then falls to lr * min_lr_fraction: as a cosine, or (wsd) stays
         and falls linearly over the last decay_steps.
     eval_every: steps between evaluations on eval_batches held-out global batches, 0 for only one at the end. The
-        checkpoint of lowest loss is kept.
+        checkpoint of lowest loss is kept beside the newest two, until the run is finished.
     """
 
     model: ModelConfig
@@ -152,24 +157,29 @@ def pretrain(config: PretrainConfig, run: RunContext, batches: Batches) -> dict[
     """Train, or go on from the newest intact checkpoint; all ranks call it. Returns the summary of the run.
 
     Logs loss (nats per token), grad_norm and lr per step, eval_loss where one is due. Checkpoints are written while
-    training goes on.
+    training goes on. The weights after the last step are left in `run.dir / "model"`, as `export_hf` writes them, in
+    the dtype of the config's precision.
 
     Raises:
-        ImpossibleLayout: before anything is built.
+        ImpossibleLayout, UnsupportedArchitecture: before anything is built.
         NonFinite: a loss or gradient norm is NaN or Inf; names step, sequences and the last good checkpoint.
         Interrupted: a stop was requested on any rank; a checkpoint is saved.
         CheckpointNotWritten, UnusableCheckpoint: as DistributedCheckpoints raises them.
+        ExportNotWritten: the last checkpoint is intact; the next start writes the weights again.
     """
     loop = _Loop(config, run, batches)
     for step in range(loop.resume(), config.steps):
         loop.step(step)
-    return {"eval_loss": loop.evaluate(), "steps": config.steps, "tokens": config.steps * config.tokens_per_step}
+    eval_loss = loop.evaluate()
+    loop.export(run.dir / "model")
+    return {"eval_loss": eval_loss, "steps": config.steps, "tokens": config.steps * config.tokens_per_step}
 
 
 class _Loop:
     def __init__(self, config: PretrainConfig, run: RunContext, batches: Batches) -> None:
         self.layout = current_layout()
         check(config, self.layout)
+        hf_config(config.model)  # a model that cannot be exported should not train for weeks
         self.config = config
         self.run = run
         self.batches = batches
@@ -250,6 +260,14 @@ class _Loop:
         sequences = self.batches.held_out(rows, self.config.sequence_length + 1)
         total, tokens = self.model.evaluate(microbatches(self.config, sequences))
         return total / tokens
+
+    def export(self, path: Path) -> None:
+        """Write the weights to the folder `path`, in place of what a run left there that was killed before its end."""
+        if rank() == 0 and path.exists():
+            aside = path.with_name(f".{path.name}.old")
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(path.rename(aside))  # a folder under its own name is whole
+        export_hf(self.model.chunks, path)
 
     def save(self, done: int, metric: float | None, asynchronous: bool) -> None:
         """Save the state after `done` steps."""

@@ -128,7 +128,8 @@ def run_pretraining(folder: Path) -> None:
 def pretraining(run: RunContext) -> dict[str, Any]:
     """Run function; any number of ranks."""
     summary = pretrain(run.config, run, MarkovText(vocab_size=32))
-    return {**summary, "state": digest_of_shards(run.checkpoints, run.config.steps)}
+    model = hashlib.sha256((run.dir / "model" / "model.safetensors").read_bytes()).hexdigest()
+    return {**summary, "state": digest_of_shards(run.checkpoints, run.config.steps), "model": model}
 
 
 def rl(run: RunContext) -> dict[str, Any]:

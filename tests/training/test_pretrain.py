@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 
 from shared.data.markov import MarkovText
 from shared.experiment.contracts import Interrupted, NonFinite
+from shared.experiment.records import RunDirectory
 from shared.megatron.config import ModelConfig
+from shared.megatron.hf import export_hf, import_hf
+from shared.megatron.hf_config import UnsupportedArchitecture
 from shared.megatron.layout import ImpossibleLayout, Layout
 from shared.training.manifest import CheckpointMismatch
 from shared.training.pretrain import BadPretrainConfig, PretrainConfig, check, learning_rate, pretrain
@@ -70,6 +74,53 @@ def test_a_stopped_run_goes_on_bit_for_bit(uninterrupted, tmp_path):
     assert (Recorder(tmp_path).rows(), summary) == uninterrupted
     # Nothing is left to do: the summary comes from the last checkpoint.
     assert train(0, CONFIG, str(tmp_path)) == summary
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_keeps_the_weights_that_it_trained(tmp_path, monkeypatch):
+    trained: dict[str, torch.Tensor] = {}
+
+    def export(chunks: Any, path: Path) -> None:
+        trained.update({name: weight.detach().clone() for name, weight in chunks[0].named_parameters()})
+        export_hf(chunks, path)
+
+    monkeypatch.setattr("shared.training.pretrain.export_hf", export)
+    with RunDirectory.open(tmp_path / "run", CONFIG, 0, provenance={"code_hash": "x"}) as run:
+        run.finish(pretrain(CONFIG, run, TEXT))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    found = dict(import_hf(tmp_path / "run" / "model").named_parameters())
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(found[name], trained[name]) for name in trained)
+
+
+def test_a_run_that_was_killed_before_it_finished_exports_again(tmp_path):
+    train(0, CONFIG, str(tmp_path))
+    whole = weights_of(tmp_path)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"of an earlier attempt")
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "left").touch()
+    train(0, CONFIG, str(tmp_path))
+    assert weights_of(tmp_path) == whole
+    assert not list(tmp_path.glob(".model*"))
+
+
+def test_ranks_export_the_whole_model(tmp_path):
+    layout = Layout(tp=2, sequence_parallel=True)
+    run_ranks(train, layout, dataclasses.replace(CONFIG, steps=4), str(tmp_path))
+    whole = dict(import_hf(tmp_path / "model").named_parameters())
+    train(0, dataclasses.replace(CONFIG, steps=4), str(tmp_path))  # loads the last checkpoint, trains nothing
+    for name, weight in import_hf(tmp_path / "model").named_parameters():
+        assert torch.equal(weight, whole[name]), name
+
+
+def test_a_model_that_cannot_be_exported_is_refused_before_it_trains(tmp_path):
+    unknown = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, qkv_bias=True, qk_layernorm=True))
+    with pytest.raises(UnsupportedArchitecture, match="no Hugging Face architecture has"):
+        pretrain(unknown, Recorder(tmp_path), TEXT)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
