@@ -19,7 +19,8 @@ class MoEConfig:
     moe_ffn_hidden_size: inner width of one expert; `ModelConfig.ffn_hidden_size` is then unused.
     norm_topk_prob: divide the chosen probabilities by their sum (Mixtral; Qwen3-MoE has it as an option), else use them
         as they are.
-    aux_loss_coeff: weight of the load-balancing loss E * sum_i f_i P_i (pretrain-core, section 2).
+    aux_loss_coeff: weight of the load-balancing loss E * sum_i f_i P_i (pretrain-core, section 2), a mean over all
+        tokens, beside the mean loss over the counted ones: masks do not change it.
     """
 
     num_experts: int

@@ -132,11 +132,26 @@ class ParallelModel:
         loss are 0, and the optimizer still steps.
         """
         self._forget_gradients()
-        with token_weight(1.0):
+        with token_weight(self._counted_share(microbatches) if self.config.moe else 1.0):
             loss_sum, tokens = self._run(microbatches, forward_only=False)
         grad_norm = self.step(lr)
         aux_loss = take_aux_loss(self._chunks, len(microbatches))
         return StepResult(loss_sum / max(tokens, 1.0), grad_norm, int(tokens), aux_loss)
+
+    def _counted_share(self, microbatches: Sequence[Microbatch]) -> float:
+        """Counted tokens of the global batch over all its tokens.
+
+        Gradients are divided by the counted ones, and the balancing loss is a mean over all.
+        """
+        masks = [batch.loss_mask_BT for batch in microbatches]
+        sums = torch.tensor(
+            [sum(float(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)],
+            dtype=torch.float64,
+            device=self.device,
+        )
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        counted, tokens = sums.tolist()
+        return counted / tokens
 
     @torch.no_grad()
     def evaluate(self, microbatches: Sequence[Microbatch]) -> tuple[float, float]:

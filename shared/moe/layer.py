@@ -7,7 +7,7 @@ tensor parallelism, sequence parallelism must be on, so that every rank routes t
 
 The balancing loss joins in the backward pass, which must know how the language-model loss weighs a token:
 
-    with token_weight(1 / tokens_in_batch):            # for a loss that is a mean over the tokens of the batch
+    with token_weight(1 / tokens_in_batch):            # all tokens, those that the loss masks out too
         loss.backward()
 """
 
@@ -49,11 +49,12 @@ class UnknownTokenWeight(AssayError):
 
 @contextmanager
 def token_weight(weight: float) -> Iterator[None]:
-    """Inside, backward passes take `weight` for the factor that one token's loss has in what is differentiated.
+    """Inside, backward passes take `weight` for the factor of one token in the balancing loss.
 
-    1 for a sum over tokens that is divided later (`ParallelModel.train_step`), 1 / n for a mean over n tokens. The
-    balancing loss of a micro-batch of T tokens is then weighted T * `weight`: over a step it adds `aux_loss_coeff`
-    times its mean over all tokens, however the batch is cut. A dense model does not care.
+    The balancing loss of a micro-batch of T tokens, masked ones and padding included, is weighted T * `weight`. With
+    1 / n for a batch of n such tokens, a loss that is final when it is differentiated gets `aux_loss_coeff` times the
+    mean over all tokens, however the batch is cut. Where gradients are divided by c counted tokens later, that is
+    c / n (`ParallelModel.train_step`): the mask then does not change the coefficient. A dense model does not care.
     """
     global _token_weight
     before, _token_weight = _token_weight, weight
