@@ -160,9 +160,7 @@ def _on_rank_0(action: Callable[[], None] | None) -> None:
         except AssayError as error:
             outcome = [error]
         except OSError as error:
-            outcome = [
-                ExportNotWritten(f"Cannot write the export ({error}): free space or choose another folder")
-            ]
+            outcome = [ExportNotWritten(f"Cannot write the export ({error}): free space or choose another folder")]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
     if outcome[0] is not None:

@@ -68,8 +68,9 @@ class PretrainConfig:
     micro_batch_size: sequences that one rank takes at once; the rest is gradient accumulation.
     schedule: the rate rises over warmup_steps to `lr`, then falls to lr * min_lr_fraction: as a cosine, or (wsd) stays
         and falls linearly over the last decay_steps.
-    eval_every: steps between evaluations on eval_batches held-out global batches, 0 for only one at the end. The
-        checkpoint of lowest loss is kept beside the newest two, until the run is finished.
+    eval_every: steps between evaluations on eval_batches held-out global batches, 0 for only one at the end.
+        checkpoint_every has to be a multiple: every checkpoint that is due has a loss (one that a stop request made
+        may have none). The checkpoint of lowest loss is kept beside the newest two, until the run is finished.
     """
 
     model: ModelConfig
@@ -92,6 +93,7 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         if self.sequence_length > self.model.max_sequence_length:
             raise BadPretrainConfig(
                 f"sequence_length={self.sequence_length} is longer than the model's max_sequence_length="
@@ -103,8 +105,21 @@ class PretrainConfig:
             )
         if self.schedule == "wsd" and not self.decay_steps:
             raise BadPretrainConfig("the wsd schedule needs decay_steps > 0")
-        if self.checkpoint_every < 1 or self.steps < 1:
-            raise BadPretrainConfig("steps and checkpoint_every start at 1")
+        if self.schedule == "cosine" and self.decay_steps:
+            raise BadPretrainConfig("the cosine schedule falls over all steps: leave decay_steps at 0, or choose wsd")
+        if self.eval_every and self.checkpoint_every % self.eval_every:
+            raise BadPretrainConfig(
+                f"checkpoint_every={self.checkpoint_every} is not a multiple of eval_every={self.eval_every}: a "
+                "checkpoint without an evaluation could not be compared with the best; change one of them"
+            )
+
+    def _check_numbers(self) -> None:
+        least = dict.fromkeys(("warmup_steps", "decay_steps", "eval_every"), 0)
+        least |= dict.fromkeys(("sequence_length", "global_batch_size", "micro_batch_size", "steps"), 1)
+        least |= dict.fromkeys(("checkpoint_every", "eval_batches"), 1)
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise BadPretrainConfig(f"{name}={getattr(self, name)} is too small: at least {lowest}")
 
     @property
     def tokens_per_step(self) -> int:

@@ -47,7 +47,7 @@ PRETRAIN = PretrainConfig(
     lr=1e-2,
     warmup_steps=2,
     checkpoint_every=2,
-    eval_every=3,
+    eval_every=2,
 )
 PROVENANCE = {"commit": "c", "claims_hash": "h", "code_hash": "x", "dirty": False}
 

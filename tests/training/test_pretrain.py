@@ -17,6 +17,7 @@ from shared.megatron.config import ModelConfig
 from shared.megatron.hf import export_hf, import_hf
 from shared.megatron.hf_config import UnsupportedArchitecture
 from shared.megatron.layout import ImpossibleLayout, Layout
+from shared.training.distributed_checkpoint import DistributedCheckpoints
 from shared.training.manifest import CheckpointMismatch
 from shared.training.pretrain import BadPretrainConfig, PretrainConfig, check, learning_rate, pretrain
 from tests.ranks import run_ranks
@@ -28,7 +29,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 CONFIG = PretrainConfig(
     MODEL, sequence_length=16, global_batch_size=8, micro_batch_size=2, steps=8, lr=1e-2, warmup_steps=2,
-    checkpoint_every=2, eval_every=4,
+    checkpoint_every=2, eval_every=2,
 )  # fmt: skip
 TEXT = MarkovText(vocab_size=32)
 
@@ -62,7 +63,7 @@ def test_it_learns_the_language_and_logs_every_step(uninterrupted):
     assert rows[0]["loss"] == pytest.approx(math.log(32), abs=0.1)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
     assert summary["eval_loss"] == rows[7]["eval_loss"] > TEXT.entropy_rate
-    assert [row["step"] for row in rows if "eval_loss" in row] == [3, 7]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [1, 3, 5, 7]
     assert summary["tokens"] == 8 * 8 * 16
 
 
@@ -211,3 +212,27 @@ def test_what_does_not_fit_is_refused_before_anything_is_built():
         dataclasses.replace(CONFIG, schedule="wsd")
     with pytest.raises(BadPretrainConfig, match="= 10 are more than steps=8"):
         dataclasses.replace(CONFIG, schedule="wsd", decay_steps=8)
+    with pytest.raises(BadPretrainConfig, match="leave decay_steps at 0"):
+        dataclasses.replace(CONFIG, decay_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("sequence_length", 1), ("global_batch_size", 1), ("micro_batch_size", 1), ("steps", 1), ("checkpoint_every", 1),
+     ("eval_batches", 1), ("eval_every", 0), ("warmup_steps", 0), ("decay_steps", 0)],
+)  # fmt: skip
+def test_a_number_that_is_too_small_is_refused_by_name(name, least):
+    with pytest.raises(BadPretrainConfig, match=f"{name}={least - 1} is too small: at least {least}"):
+        dataclasses.replace(CONFIG, **{name: least - 1})
+
+
+def test_every_checkpoint_that_is_due_has_the_loss_by_which_the_best_is_kept(tmp_path):
+    with pytest.raises(BadPretrainConfig, match="checkpoint_every=2 is not a multiple of eval_every=4"):
+        dataclasses.replace(CONFIG, eval_every=4)
+    # A rate this high makes the loss rise: the best is neither of the newest two.
+    train(0, dataclasses.replace(CONFIG, lr=1.0, warmup_steps=6), str(tmp_path))
+    losses = {row["step"] + 1: row["eval_loss"] for row in Recorder(tmp_path).rows() if "eval_loss" in row}
+    best = DistributedCheckpoints(tmp_path / "checkpoints").best()
+    assert best is not None
+    assert (best.metric, best.step) == min((loss, step) for step, loss in losses.items())
+    assert best.step < 6
