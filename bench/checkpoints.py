@@ -72,7 +72,8 @@ def ways(folder: Path, state: dict[str, Any], config: ModelConfig, ours: Distrib
         reader = DistributedCheckpoints(ours.directory)  # a fresh one, which verifies every byte
         stored = reader.latest()
         assert stored is not None
-        model.load_sharded_state(reader.load(stored, model.sharded_state(loading=True), model=config))
+        wanted = model.sharded_state(loading=True)
+        model.load_sharded_state(reader.load(stored, wanted, model=config, precision="fp32"))
 
     return {
         "save": {

@@ -117,7 +117,8 @@ def assay_parallel(folder: Path, marks: Marks) -> None:
     checkpoints = DistributedCheckpoints(folder / "assay-parallel")
     stored = checkpoints.latest()
     assert stored is not None
-    model.load_sharded_state(checkpoints.load(stored, model.sharded_state(loading=True), model=STATE))
+    state = model.sharded_state(loading=True)
+    model.load_sharded_state(checkpoints.load(stored, state, model=STATE, precision="fp32"))
     marks.mark()
     tokens_BT = torch.zeros(RESUME_BATCH, dtype=torch.int64)
     model.train_step([Microbatch(tokens_BT, tokens_BT, torch.ones(RESUME_BATCH))], LR)

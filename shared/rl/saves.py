@@ -87,7 +87,13 @@ class _AllRanks:
         wanted = {**update.parallel.sharded_state(loading=True), "updates": 0}
         contents = self._contents(learner, 0)
         state = self.checkpoints.load(
-            found, wanted, model=contents.model, optimizer=contents.optimizer, data=contents.data, seed=contents.seed
+            found,
+            wanted,
+            model=contents.model,
+            precision=contents.precision,
+            optimizer=contents.optimizer,
+            data=contents.data,
+            seed=contents.seed,
         )
         learner.updates = state.pop("updates")
         update.load_state_dict(state)

@@ -4,7 +4,8 @@
     checkpoints.save(step, parallel_model.sharded_state(), contents, metric=loss, asynchronous=True)
     checkpoints.poll()                             # after each step: makes a save valid once every rank has written
     found = resume(run, checkpoints)               # verified; None to start from the beginning
-    parallel_model.load_sharded_state(checkpoints.load(found, parallel_model.sharded_state(loading=True), model=config))
+    state = parallel_model.sharded_state(loading=True)
+    parallel_model.load_sharded_state(checkpoints.load(found, state, model=config, precision="fp32"))
 
 Every rank calls every method, in the same order; rank 0 decides and tells the others. One process needs no torchrun.
 
@@ -27,6 +28,7 @@ from typing import Any
 
 from shared.experiment.contracts import NonFinite, RunContext
 from shared.experiment.files import move_aside, sync_folder
+from shared.megatron.config import ModelConfig
 from shared.training.agree import any_rank, from_rank_0, gather, rank, world_size
 from shared.training.checkpoint import CheckpointNotWritten
 from shared.training.manifest import (
@@ -119,14 +121,18 @@ class DistributedCheckpoints:
         """The intact checkpoint of lowest metric; None if there is none with a metric."""
         return self._first_intact(sorted((s for s in self._stored() if s.metric is not None), key=_by_metric))
 
-    def load(self, stored: Stored, state: dict[str, Any], **expected: Any) -> dict[str, Any]:
+    def load(
+        self, stored: Stored, state: dict[str, Any], *, model: ModelConfig, precision: str, **expected: Any
+    ) -> dict[str, Any]:
         """Fill a sharded state dict of this layout from a checkpoint of any layout; returns the state dict.
 
-        `expected` gives fields of `Contents` that the checkpoint must agree with, such as `model` and `tokenizer`.
+        The checkpoint must have been made with this `model` and `precision`; tensors of another precision would
+        otherwise be filled without their float32 weights. `expected` gives further fields of `Contents` that it must
+        agree with, such as `tokenizer`.
         Raises `CheckpointMismatch` naming each value that differs, `CheckpointDamaged` naming each file.
         """
         try:
-            refuse_mismatch(stored, **expected)
+            refuse_mismatch(stored, model=model, precision=precision, **expected)
             self._verify(stored)
             return load_tensors(state, stored.path)
         except UnusableCheckpoint as error:

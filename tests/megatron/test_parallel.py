@@ -121,7 +121,8 @@ def _resumed(rank: int, folder: str, precision: Any, first: int) -> list[float]:
     model = ParallelModel(SMALL, optimizer, seed=1 + first, precision=precision, device="cpu")
     checkpoints = DistributedCheckpoints(folder)
     if stored := checkpoints.latest():
-        model.load_sharded_state(checkpoints.load(stored, model.sharded_state(loading=True)))
+        state = model.sharded_state(loading=True)
+        model.load_sharded_state(checkpoints.load(stored, state, model=SMALL, precision=precision))
     losses = []
     for step in range(first, 4):
         if step == 2 and not first:

@@ -30,7 +30,8 @@ def train(rank: int, folder: str | None = None, first: int = 0, end: int = STEPS
     model = ParallelModel(MODEL, optimizer, seed=3, device="cpu")
     checkpoints = DistributedCheckpoints(Path(folder), keep=1) if folder else None
     if checkpoints and (stored := checkpoints.latest()):
-        model.load_sharded_state(checkpoints.load(stored, model.sharded_state(loading=True)))
+        state = model.sharded_state(loading=True)
+        model.load_sharded_state(checkpoints.load(stored, state, model=MODEL, precision="fp32"))
     mine = slice(parallel_state.get_data_parallel_rank(), None, parallel_state.get_data_parallel_world_size())
     steps = []
     for step in range(first, end):

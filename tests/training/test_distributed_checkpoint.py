@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ from shared.training.manifest import (
     damaged_files,
     read_stored,
 )
+from shared.training.torch_dist import Share
 from tests.ranks import PRELOAD, run_ranks
 from tests.training.small_states import CONTENTS, MODEL, on_two_ranks, save, save_and_die, state
 
 
 def value_of(checkpoints: DistributedCheckpoints, stored: Any) -> float:
     initialize("cpu")
-    loaded = checkpoints.load(stored, state(0.0), model=MODEL, tokenizer=None)
+    loaded = checkpoints.load(stored, state(0.0), model=MODEL, precision="fp32", tokenizer=None)
     assert torch.equal(loaded["split"], torch.full((12,), loaded["number"]))
     assert torch.equal(loaded["both"], torch.full((3,), -loaded["number"]))
     return loaded["number"]
@@ -103,8 +105,15 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
         save(checkpoints, 6, float("nan"))
 
 
-def test_an_asynchronous_save_holds_what_was_there_when_it_was_called(tmp_path):
+def test_an_asynchronous_save_holds_what_was_there_when_it_was_called(tmp_path, monkeypatch):
     initialize("cpu")
+    overwritten, write = threading.Event(), Share.write
+
+    def write_late(share: Share) -> Any:
+        assert overwritten.wait(30)
+        return write(share)
+
+    monkeypatch.setattr(Share, "write", write_late)
     checkpoints = DistributedCheckpoints(tmp_path)
     live = state(1.0)
     tensors = [live["split"].data, live["both"].data]
@@ -112,6 +121,7 @@ def test_an_asynchronous_save_holds_what_was_there_when_it_was_called(tmp_path):
     assert steps(tmp_path) == []
     for tensor in tensors:
         tensor.zero_()
+    overwritten.set()
     while not steps(tmp_path):
         checkpoints.poll()
     written = next(of_step(tmp_path, 1).glob("__0_*")).read_bytes()
@@ -166,7 +176,7 @@ def test_loading_what_was_damaged_since_offers_the_last_good_one(copied):
     newest = read_stored(of_step(copied, 3))
     next(newest.path.glob("__0_*")).write_bytes(b"")
     with pytest.raises(CheckpointDamaged, match=rf"has 0 bytes instead of.*checkpoint: .*{of_step(copied, 2).name}\."):
-        checkpoints.load(newest, state(0.0), model=MODEL)
+        checkpoints.load(newest, state(0.0), model=MODEL, precision="fp32")
 
 
 def test_foreign_and_older_checkpoints_are_named(copied):
@@ -197,11 +207,16 @@ def test_another_architecture_or_tokenizer_is_refused_by_field(copied):
     assert latest is not None
     wider = dataclasses.replace(MODEL, hidden_size=32, qk_layernorm=True)
     with pytest.raises(CheckpointMismatch, match=r"model\.hidden_size is 16 there and 32 here; .*qk_layernorm is Fal"):
-        checkpoints.load(latest, state(0.0), model=wider)
+        checkpoints.load(latest, state(0.0), model=wider, precision="fp32")
     with pytest.raises(CheckpointMismatch, match=r"tokenizer is None there and .*'gpt2'.* here"):
-        checkpoints.load(latest, state(0.0), model=MODEL, tokenizer=Tokenizer("gpt2", "ab" * 32))
+        checkpoints.load(latest, state(0.0), model=MODEL, precision="fp32", tokenizer=Tokenizer("gpt2", "ab" * 32))
+    with pytest.raises(CheckpointMismatch, match="precision is fp32 there and bf16 here"):
+        checkpoints.load(latest, state(0.0), model=MODEL, precision="bf16")
+    with pytest.raises(TypeError, match="'model' and 'precision'"):
+        checkpoints.load(latest, state(0.0))  # pyright: ignore[reportCallIssue]
+    other = {"other": state(0.0)["split"].__class__.from_rank_offsets("x", torch.ones(1))}
     with pytest.raises(CheckpointMismatch, match="does not hold what this model"):
-        checkpoints.load(latest, {"other": state(0.0)["split"].__class__.from_rank_offsets("x", torch.ones(1))})
+        checkpoints.load(latest, other, model=MODEL, precision="fp32")
 
 
 def test_a_field_that_came_later_had_its_default(copied):
@@ -212,8 +227,9 @@ def test_a_field_that_came_later_had_its_default(copied):
     del contents["model"]["moe"], contents["model"]["qkv_bias"]
     older = dataclasses.replace(latest, manifest={**latest.manifest, "contents": contents})
     assert value_of(DistributedCheckpoints(copied), older) == 3.0
+    biased = dataclasses.replace(MODEL, qkv_bias=True)
     with pytest.raises(CheckpointMismatch, match="qkv_bias is None there and True here"):
-        DistributedCheckpoints(copied).load(older, state(0.0), model=dataclasses.replace(MODEL, qkv_bias=True))
+        DistributedCheckpoints(copied).load(older, state(0.0), model=biased, precision="fp32")
 
 
 def test_every_refused_write_is_named_and_loses_nothing(tmp_path, monkeypatch):
