@@ -12,7 +12,7 @@ Every rank calls every method, in the same order; rank 0 decides and tells the o
 Megatron plans who writes what; the writing is ours. Megatron forks a process per save and collects results through a
 Manager process that imports the main module again. A forked writer outlives a killed run and would race with its
 successor; a thread dies with it, and needs no `if __name__ == "__main__"`. An asynchronous save therefore copies this
-rank's share to host memory, and a thread writes it; `docs/checkpoints.md` has the measured cost.
+rank's share to host memory, and a thread writes it; `bench/README.md` has the measured cost.
 """
 
 from __future__ import annotations

@@ -131,6 +131,15 @@ class PretrainConfig:
         return AdamWConfig(lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, grad_clip=self.grad_clip)
 
 
+@dataclass(frozen=True)
+class Consumed:
+    """What the position of a checkpoint counts: under another batch size or length, a step stands elsewhere."""
+
+    batches: Batches
+    global_batch_size: int
+    sequence_length: int
+
+
 def learning_rate(config: PretrainConfig, step: int) -> float:
     """Rate of a step, counted from 0."""
     if config.schedule == "wsd":
@@ -198,6 +207,7 @@ class _Loop:
         self.config = config
         self.run = run
         self.batches = batches
+        self.consumed = Consumed(batches, config.global_batch_size, config.sequence_length)
         self.model = ParallelModel(config.model, config.optimizer(), seed=config.seed, precision=config.precision)
         self.checkpoints = DistributedCheckpoints(run.checkpoints, keep_best=config.eval_every > 0)
 
@@ -219,7 +229,7 @@ class _Loop:
             model=self.config.model,
             tokenizer=self.batches.tokenizer,
             precision=self.config.precision,
-            data=self.batches,
+            data=self.consumed,
             seed=self.config.seed,
         )
         self.model.load_sharded_state(state)
@@ -292,7 +302,7 @@ class _Loop:
             layout=self.layout,
             optimizer=config.optimizer(),
             precision=config.precision,
-            data=self.batches,
+            data=self.consumed,
             seed=config.seed,
             consumed_samples=done * config.global_batch_size,
             tokenizer=self.batches.tokenizer,

@@ -187,10 +187,21 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(tmp_path,
 
 def test_another_seed_or_language_does_not_go_on_with_a_checkpoint(tmp_path):
     train(0, CONFIG, str(tmp_path), 2)
-    with pytest.raises(CheckpointMismatch, match=r"data\.language is 0 there and 1 here"):
+    with pytest.raises(CheckpointMismatch, match=r"data\.batches\.language is 0 there and 1 here"):
         pretrain(CONFIG, Recorder(tmp_path), MarkovText(32, language=1))
     with pytest.raises(CheckpointMismatch, match="seed is 0 there and 1 here"):
         pretrain(dataclasses.replace(CONFIG, seed=1), Recorder(tmp_path), TEXT)
+
+
+def test_another_batch_size_or_length_does_not_go_on_with_a_checkpoint(tmp_path):
+    train(0, CONFIG, str(tmp_path), 3)
+    found = DistributedCheckpoints(tmp_path / "checkpoints").latest()
+    assert found is not None
+    assert (found.step, found.manifest["contents"]["consumed_samples"]) == (3, 3 * CONFIG.global_batch_size)
+    with pytest.raises(CheckpointMismatch, match=r"data\.global_batch_size is 8 there and 4 here"):
+        pretrain(dataclasses.replace(CONFIG, global_batch_size=4), Recorder(tmp_path), TEXT)
+    with pytest.raises(CheckpointMismatch, match=r"data\.sequence_length is 16 there and 12 here"):
+        pretrain(dataclasses.replace(CONFIG, sequence_length=12), Recorder(tmp_path), TEXT)
 
 
 def test_schedules():
