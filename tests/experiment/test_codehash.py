@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,13 +138,12 @@ def test_nothing_is_imported_to_find_a_module() -> None:
     assert locate("shared.experiment") is not None
 
 
-def test_a_large_closure_takes_less_than_three_tenths_of_a_second() -> None:
+def test_each_file_is_parsed_once() -> None:
+    """Several studies of a paper reach the same hundred files, and looking at them starts every launch."""
     from shared.experiment import codehash
 
     codehash._tree.cache_clear()
     codehash._select.cache_clear()
-    files = [name for name in ("shared.rl.trainer", "shared.training.sft") if locate(name)]
-    start = time.process_time()
-    for name in files:
-        codehash._closure({name: None})
-    assert time.process_time() - start < 0.6  # twice the goal: shared machines are noisy
+    found = {**codehash._closure({"shared.rl.trainer": None}), **codehash._closure({"shared.training.sft": None})}
+    assert len(found) > 20
+    assert codehash._tree.cache_info().misses == codehash._select.cache_info().misses == len(found)
