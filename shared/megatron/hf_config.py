@@ -118,6 +118,12 @@ def architecture(config: ModelConfig) -> str:
             f"moe={config.moe}: Mixtral normalises its probabilities, Qwen3's norms come without biases; train such "
             "a model if it is to be exported"
         )
+    if kind == "qwen2" and config.head_dim * config.num_attention_heads != config.hidden_size:
+        raise UnsupportedArchitecture(
+            f"head_dim={config.head_dim} with {config.num_attention_heads} heads and hidden_size={config.hidden_size}: "
+            "vLLM's Qwen2 (qkv_bias=True) takes hidden_size / heads, whatever the file says; "
+            f"train with head_dim={config.hidden_size // config.num_attention_heads} if it is to be exported"
+        )
     return kind
 
 

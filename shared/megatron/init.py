@@ -69,7 +69,11 @@ def initialize(device: torch.device | str | None = None, layout: Layout | None =
             install()
     elif wanted != current_layout():
         raise ImpossibleLayout(f"this process runs layout {current_layout()}; start another one for {wanted}")
-    return torch.device(device or _own_gpu() or "cpu")
+    found = torch.device(device or _own_gpu() or "cpu")
+    if found.type == "cuda" and found.index is not None:
+        # Whoever made the groups: kernels and communication that name no device take the current one.
+        torch.cuda.set_device(found)
+    return found
 
 
 def _own_gpu() -> str | None:

@@ -102,9 +102,10 @@ class Layout:
         split = {
             "num_attention_heads": model.num_attention_heads,
             "num_query_groups": model.num_query_groups,
-            "ffn_hidden_size": model.ffn_hidden_size,
             "vocab_size": model.vocab_size,
         }
+        if model.moe is None:  # experts are whole on their rank
+            split["ffn_hidden_size"] = model.ffn_hidden_size
         for name, value in split.items():
             if value % self.tp:
                 raise ImpossibleLayout(

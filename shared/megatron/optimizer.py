@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ class AdamWConfig:
     decay_vectors: decay biases and norms too, as torch.optim.AdamW over all parameters does (the RL trainers' way).
     grad_clip: largest norm of the gradient of the whole model; 0 switches clipping off.
     lr_scale: prefix of parameter names -> factor on the learning rate of these parameters. Names are those of the whole
-        model in one process, such as `embedding.` or `decoder.layers.3.`.
+        model in one process, such as `embedding.` or `decoder.layers.3.`; no prefix may be the start of another.
     """
 
     lr: float
@@ -45,6 +46,12 @@ class AdamWConfig:
         for name, value in (("weight_decay", self.weight_decay), ("grad_clip", self.grad_clip), ("lr", self.lr)):
             if value < 0:
                 raise BadOptimizerConfig(f"{name}={value} is negative: choose 0 or more")
+        for short, long in permutations(self.lr_scale, 2):
+            if long.startswith(short):
+                raise BadOptimizerConfig(
+                    f"lr_scale: {short!r} and {long!r} both scale what starts with {long!r}: choose prefixes that "
+                    "exclude each other"
+                )
 
 
 class FusedAdam(torch.optim.Optimizer):

@@ -156,6 +156,13 @@ def test_what_no_hugging_face_architecture_computes_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_qwen2_with_heads_of_a_size_that_vllm_would_not_read_is_refused(tmp_path):
+    odd = build_model(replace(LLAMA, qkv_bias=True, head_dim=16), seed=0, device="cpu")
+    with pytest.raises(UnsupportedArchitecture, match="train with head_dim=8"):
+        export_hf(odd, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_parameter_without_a_place_in_the_files_is_not_left_out_in_silence(tmp_path):
     model = build_model(LLAMA, seed=0, device="cpu")
     model.decoder.layers[1].mlp.register_parameter("gain", torch.nn.Parameter(torch.ones(3)))

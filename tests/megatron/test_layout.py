@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from shared.megatron.config import BadModelConfig, MoEConfig
@@ -31,6 +32,7 @@ def test_sizes_that_contradict_each_other_are_refused(layout, says):
     [
         (Layout(tp=4), LLAMA, 32, 1, "num_query_groups=2 is not a multiple of tp=4"),
         (Layout(tp=2), replace(LLAMA, vocab_size=51), 32, 1, "vocab_size=51"),
+        (Layout(tp=2), replace(LLAMA, ffn_hidden_size=51), 32, 1, "ffn_hidden_size=51"),
         (Layout(pp=3), LLAMA, 32, 1, "num_layers=2 is not a multiple of pp"),
         (Layout(pp=2, virtual_pp=2), LLAMA, 32, 2, "pp \\* virtual_pp = 4"),
         (Layout(cp=2), LLAMA, 30, 1, "sequence_length=30"),
@@ -50,6 +52,7 @@ def test_what_can_run_passes():
     Layout(tp=2, cp=2, dp=2, sequence_parallel=True).check(LLAMA, 32)
     Layout(tp=2, ep=4, dp=2, sequence_parallel=True).check(MOE, 32)
     Layout(pp=2, virtual_pp=2).check(replace(LLAMA, num_layers=4), 32, microbatches=4)
+    Layout(tp=2, sequence_parallel=True).check(replace(MOE, ffn_hidden_size=1), 32)  # unused beside experts
 
 
 def test_layouts_read_well():
@@ -62,6 +65,15 @@ def test_several_processes_need_a_launcher():
     initialize("cpu")
     with pytest.raises(ImpossibleLayout, match="torchrun --nproc-per-node 2"):
         initialize("cpu", Layout(tp=2))
+
+
+def test_the_gpu_of_this_process_is_the_current_one_whoever_made_the_groups(monkeypatch):
+    initialize("cpu")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert initialize("cuda:3") == torch.device("cuda:3")
+    initialize("cpu")
+    assert chosen == [torch.device("cuda:3")]
 
 
 def test_experts_have_a_sensible_top_k():

@@ -230,6 +230,7 @@ def _refusals(rank: int) -> list[str]:
         lambda: build_chunks(deep, 0, "cpu", backend="te"),
         lambda: ParallelModel(deep, AdamWConfig(lr=1e-3), seed=0, device="cpu").train_step([batch] * 3, 1e-3),
         lambda: AdamWConfig(lr=1e-3, grad_clip=-1.0),
+        lambda: AdamWConfig(lr=1e-3, lr_scale={"decoder.layers.1.": 0.1, "decoder.": 0.5}),
     ]
     said = []
     for attempt in attempts:
@@ -249,6 +250,7 @@ def test_what_a_layout_cannot_do_is_refused_by_name():
         'NoTransformerEngine: backend="te" needs Transformer Engine: pip install',
         "ImpossibleLayout: the interleaved schedule needs a multiple of pp=2 micro-batches",
         "BadOptimizerConfig: grad_clip=-1.0 is negative",
+        "BadOptimizerConfig: lr_scale: 'decoder.' and 'decoder.layers.1.' both scale",
     )
     assert len(said) == len(expected)
     for sentence, start in zip(said, expected, strict=True):
