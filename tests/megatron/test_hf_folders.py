@@ -346,10 +346,13 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(file, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shared.megatron.hf_files._write", full)
-    with pytest.raises(ExportNotWritten, match="No space left on device"):
-        export_hf(model, tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+    for stage in ("shared.megatron.hf_files._write", "shared.megatron.hf_export.write_synced"):
+        monkeypatch.setattr(stage, full)
+        with pytest.raises(ExportNotWritten, match="No space left on device"):
+            export_hf(model, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+        monkeypatch.undo()
+    export_hf(model, tmp_path / "out")
 
 
 def killed_at_the_ninth_write(rank: int, path: Path) -> None:
