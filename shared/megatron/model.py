@@ -24,7 +24,7 @@ from shared.experiment.contracts import AssayError
 from shared.megatron.config import ModelConfig
 from shared.megatron.init import current_layout, initialize, quiet_imports
 from shared.megatron.layout import ImpossibleLayout, Layout
-from shared.megatron.spec import RotaryTable, decoder_spec, layer_spec
+from shared.megatron.spec import RotaryTable, SequenceTooLong, decoder_spec, layer_spec
 
 with quiet_imports():
     from megatron.core import parallel_state
@@ -103,7 +103,9 @@ def _build_chunk(
         rotary_base=config.rotary_base,  # pyright: ignore[reportArgumentType]
         vp_stage=vp_stage,
     )
-    model.rotary_pos_emb = RotaryTable(config.head_dim, config.rotary_base, config.max_sequence_length)
+    # Sequence parallelism pads: see forward_logits.
+    padding = -config.max_sequence_length % layout.tp if layout.sequence_parallel else 0
+    model.rotary_pos_emb = RotaryTable(config.head_dim, config.rotary_base, config.max_sequence_length + padding)
     cast(Any, model).model_config = config
     return model
 
@@ -209,6 +211,7 @@ def forward_logits(model: GPTModel, tokens_BT: torch.Tensor) -> torch.Tensor:
     if layout.pp > 1 or layout.cp > 1:
         raise ImpossibleLayout(f"forward_logits needs pp = cp = 1 and runs under {layout}: train with ParallelModel")
     length = tokens_BT.shape[1]
+    require_positions(model, length)
     if layout.sequence_parallel:
         tokens_BT = F.pad(tokens_BT, (0, -length % layout.tp))
     hidden_TBH = run_layers(model, tokens_BT)
@@ -216,6 +219,16 @@ def forward_logits(model: GPTModel, tokens_BT: torch.Tensor) -> torch.Tensor:
         return _own_logits(model, hidden_TBH)
     logits_TBV, _ = model.output_layer(hidden_TBH, weight=output_weight(model), runtime_gather_output=True)
     return logits_TBV[:length].transpose(0, 1).float()
+
+
+def require_positions(model: GPTModel, length: int) -> None:
+    """Raise `SequenceTooLong` if whole sequences of `length` tokens do not fit: the rotary table has room to pad."""
+    limit = config_of(model).max_sequence_length
+    if length > limit:
+        raise SequenceTooLong(
+            f"{length} positions do not fit into max_sequence_length={limit}: "
+            "shorten the sequences, or build the model with a larger max_sequence_length"
+        )
 
 
 def run_layers(model: GPTModel, tokens_BT: torch.Tensor) -> torch.Tensor:

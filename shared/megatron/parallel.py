@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from shared.megatron.config import ModelConfig
 from shared.megatron.init import current_layout, initialize, quiet_imports
-from shared.megatron.model import build_chunks, run_layers, token_losses
+from shared.megatron.model import build_chunks, require_positions, run_layers, token_losses
 from shared.megatron.optimizer import AdamWConfig, build_optimizer, update
 from shared.megatron.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from shared.megatron.shim import install
@@ -186,6 +186,7 @@ class ParallelModel:
 
     def _forward_step(self, batches: Iterator[Microbatch], wrapped: Any) -> tuple[torch.Tensor, Any]:
         batch, chunk = next(batches), wrapped.module
+        require_positions(chunk, batch.tokens_BT.shape[1])
         parts = (batch.tokens_BT, batch.labels_BT, batch.loss_mask_BT)
         tokens_BT, labels_BT, mask_BT = (zigzag(part.to(self.device), 1) for part in parts)
         hidden_TBH = run_layers(chunk, tokens_BT)

@@ -107,6 +107,30 @@ def test_forward_logits_under_tensor_parallelism(layout, length):
     torch.testing.assert_close(whole, gradients["fc2"], rtol=1e-4, atol=1e-6)
 
 
+def _up_to_the_limit(rank: int) -> tuple[torch.Size, str]:
+    """Shape of the logits of as many tokens as fit, 15, and what is said of 16."""
+    from shared.megatron.model import build_model, forward_logits
+    from shared.megatron.optimizer import AdamWConfig
+    from shared.megatron.parallel import Microbatch, ParallelModel
+    from shared.megatron.spec import SequenceTooLong
+
+    model = build_model(replace(SMALL, max_sequence_length=15), seed=1, device="cpu")
+    shape = forward_logits(model, torch.zeros(1, 15, dtype=torch.int64)).shape
+    tokens = torch.zeros(1, 16, dtype=torch.int64)
+    trained = ParallelModel(replace(SMALL, max_sequence_length=15), AdamWConfig(lr=1e-3), seed=1, device="cpu")
+    with pytest.raises(SequenceTooLong, match="16 positions"):
+        trained.train_step([Microbatch(tokens, tokens, tokens)], 1e-3)
+    with pytest.raises(SequenceTooLong) as error:
+        forward_logits(model, tokens)
+    return shape, str(error.value)
+
+
+def test_padding_for_sequence_parallelism_takes_no_position_from_a_sequence():
+    shape, said = run_ranks(_up_to_the_limit, Layout(tp=2, sequence_parallel=True))[0]
+    assert shape == (1, 15, 64)
+    assert said.startswith("16 positions do not fit into max_sequence_length=15")
+
+
 def _resumed(rank: int, folder: str, precision: Any, first: int) -> list[float]:
     """Train from step `first` to 3; step 2 writes a checkpoint, a start at 2 reads it."""
     from megatron.core import parallel_state
