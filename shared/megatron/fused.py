@@ -6,11 +6,13 @@ other implementations. Results are those of the plain operations to the bit, whi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+IGNORED = -100  # torch's label for what does not count
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -91,6 +93,33 @@ class SwiGLU(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=out_gate)
         torch.mul(grads[0], active, out=out_up)
         return out
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, labels_N: torch.Tensor, reduction: int) -> torch.Tensor:
+        logp_NV = torch.log_softmax(logits_NV, -1, out=logits_NV)
+        loss, weight = torch.ops.aten.nll_loss_forward(logp_NV, labels_N, None, reduction, IGNORED)
+        ctx.save_for_backward(logp_NV, labels_N, weight)
+        ctx.reduction = reduction
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logp_NV, labels_N, weight = ctx.saved_tensors
+        grad_NV = torch.ops.aten.nll_loss_backward(grads[0], logp_NV, labels_N, None, ctx.reduction, IGNORED, weight)
+        torch.ops.aten._log_softmax_backward_data.out(grad_NV, logp_NV, -1, logp_NV.dtype, out=grad_NV)
+        return grad_NV, None, None
+
+
+def cross_entropy_(logits_NV: torch.Tensor, labels_N: torch.Tensor, reduction: Literal["none", "mean"]) -> torch.Tensor:
+    """`F.cross_entropy` of float32 logits in nats, which it **overwrites** with log-probabilities; -100 is not counted.
+
+    Of the four tensors as large as the logits that torch makes on the way to the gradient, two are left. For a small
+    model with a large vocabulary their pages cost as much as its attention.
+    """
+    return _CrossEntropy.apply(logits_NV, labels_N, ("none", "mean").index(reduction))  # pyright: ignore[reportReturnType]
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from shared.experiment.contracts import AssayError
 from shared.megatron.config import ModelConfig
+from shared.megatron.fused import cross_entropy_
 from shared.megatron.init import current_layout, initialize, quiet_imports
 from shared.megatron.layout import ImpossibleLayout, Layout
 from shared.megatron.spec import RotaryTable, SequenceTooLong, decoder_spec, layer_spec
@@ -247,7 +248,7 @@ def token_losses(model: GPTModel, hidden_TBH: torch.Tensor, labels_BT: torch.Ten
     """Cross-entropy [B, T] in nats, float32, of the last pipeline stage; equal on all tensor-parallel ranks."""
     if current_layout().tp == 1:
         logits_BTV = _own_logits(model, hidden_TBH)
-        return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), reduction="none").view_as(labels_BT)
+        return cross_entropy_(logits_BTV.flatten(0, 1), labels_BT.flatten(), "none").view_as(labels_BT)
     logits_TBV, _ = model.output_layer(hidden_TBH, weight=output_weight(model))
     return cast(torch.Tensor, vocab_parallel_cross_entropy(logits_TBV.float(), labels_BT.T.contiguous())).T
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from shared.data.tasks.base import Task
 from shared.experiment.contracts import AssayError, Interrupted, NonFinite, RunContext
 from shared.experiment.files import plain, write_json
 from shared.experiment.records import RunDirectory
+from shared.megatron.fused import IGNORED, cross_entropy_
 from shared.megatron.model import ModelConfig, build_model, forward_logits, parameter_count
 from shared.rl.evaluate import evaluate_policy, pad_sequences
 from shared.training.checkpoint import Checkpoints, resume, save_weights
@@ -88,8 +88,8 @@ def batch_rows(config: SFTConfig, step: int) -> Tensor:
 def response_nll(model: GPTModel, tokens_BL: Tensor, response_BL: Tensor) -> Tensor:
     """Mean negative log-likelihood (nats) over the response tokens of the batch, eos included."""
     logits_BTV = forward_logits(model, tokens_BL[:, :-1])
-    target_BT = tokens_BL[:, 1:].masked_fill(~response_BL[:, 1:], -100)
-    return F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=-100)
+    target_BT = tokens_BL[:, 1:].masked_fill(~response_BL[:, 1:], IGNORED)
+    return cross_entropy_(logits_BTV.flatten(0, 1), target_BT.flatten(), "mean")
 
 
 def train_sft(config: SFTConfig, run: RunContext) -> GPTModel:

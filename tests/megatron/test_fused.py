@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.megatron.fused import Rotate, SplitRotate, SwiGLU
+from shared.megatron.fused import IGNORED, Rotate, SplitRotate, SwiGLU, cross_entropy_
 from shared.megatron.model import build_model
 from tests.megatron.models import LLAMA
 
@@ -51,6 +52,30 @@ def test_swiglu_is_silu_of_one_half_times_the_other(rows: int, width: int, dtype
     weight = drawn(rows, 3, width, seed=1).detach().to(dtype)
     (ours_grad,), (plain_grad,) = torch.autograd.grad(ours, x, weight), torch.autograd.grad(plain, x, weight)
     assert torch.equal(ours_grad, plain_grad)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("width", [3, 64, 300])
+def test_cross_entropy_overwrites_the_logits_and_gives_torchs_loss_and_gradient(reduction: Any, width: int) -> None:
+    x = drawn(40, width)
+    labels = torch.randint(width, (40,), generator=torch.Generator().manual_seed(1))
+    labels[::7] = IGNORED
+    logits, again = x * 3, x * 3
+    ours, theirs = cross_entropy_(logits, labels, reduction), F.cross_entropy(again, labels, reduction=reduction)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(logits, again.log_softmax(-1))
+    weight = drawn(*ours.shape, seed=2).detach()
+    for _ in range(2):  # the gradient may be asked for twice
+        assert same_to_the_bit(
+            list(torch.autograd.grad(ours, x, weight, retain_graph=True)),
+            list(torch.autograd.grad(theirs, x, weight, retain_graph=True)),
+        )
+
+
+def test_cross_entropy_refuses_logits_that_autograd_needs() -> None:
+    x = drawn(4, 5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        cross_entropy_(x.exp(), torch.zeros(4, dtype=torch.int64), "mean").backward()
 
 
 @pytest.mark.parametrize("qkv_bias", [False, True])
