@@ -8,9 +8,9 @@ import json
 
 from bench import report
 from bench.measure import load_average, machine
-from bench.shapes import REPETITIONS, RESUME_REPETITIONS
+from bench.shapes import CHECKPOINT_REPETITIONS, REPETITIONS, RESUME_REPETITIONS
 
-ROUNDS = {"training": REPETITIONS, "checkpoints": REPETITIONS, "resume": RESUME_REPETITIONS}
+ROUNDS = {"training": REPETITIONS, "checkpoints": CHECKPOINT_REPETITIONS, "resume": RESUME_REPETITIONS}
 
 
 def measured(name: str, repetitions: int) -> str:

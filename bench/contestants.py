@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bench.minimal import MinimalLlama
 from bench.shapes import BETAS, GRAD_CLIP, LR, WEIGHT_DECAY
 from shared.megatron.config import ModelConfig
+from shared.megatron.fused import cross_entropy_
 from shared.megatron.hf import to_hf_config, to_hf_state_dict
 from shared.megatron.model import build_model, forward_logits
 from shared.megatron.optimizer import AdamWConfig
@@ -30,9 +31,13 @@ def contestants(config: ModelConfig) -> dict[str, Step]:
 
 
 def assay(config: ModelConfig) -> Step:
-    """GPTModel in one process with torch's AdamW."""
+    """GPTModel in one process with torch's AdamW, and the cross-entropy of the warm start."""
     model = build_model(config, seed=0, device="cpu")
-    return torch_step(model, lambda tokens_BT: forward_logits(model, tokens_BT))
+
+    def loss(tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        return cross_entropy_(forward_logits(model, tokens_BT).flatten(0, 1), labels_BT.flatten(), "mean")
+
+    return torch_step(model, loss)
 
 
 def assay_parallel(config: ModelConfig) -> Step:
@@ -54,7 +59,7 @@ def transformers_llama(config: ModelConfig) -> Step:
     model = AutoModelForCausalLM.from_config(to_hf_config(ours), attn_implementation="sdpa", dtype=torch.float32)
     _load(model, to_hf_state_dict(ours))
     model.train()
-    return torch_step(model, lambda tokens_BT: model(input_ids=tokens_BT, use_cache=False).logits)
+    return torch_step(model, torch_loss(lambda tokens_BT: model(input_ids=tokens_BT, use_cache=False).logits))
 
 
 def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -67,16 +72,21 @@ def minimal(config: ModelConfig) -> Step:
     """The hand-written Llama."""
     model = MinimalLlama(config)
     model.load_hf(to_hf_state_dict(build_model(config, seed=0, device="cpu")))
-    return torch_step(model, model)
+    return torch_step(model, torch_loss(model))
 
 
-def torch_step(model: nn.Module, logits: Callable[[Tensor], Tensor]) -> Step:
+def torch_loss(logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """torch's cross-entropy of a model's logits."""
+    return lambda tokens_BT, labels_BT: F.cross_entropy(logits(tokens_BT).flatten(0, 1), labels_BT.flatten())
+
+
+def torch_step(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor]) -> Step:
     """Forward, cross-entropy, backward, clipping, fused AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
     def step(tokens_BT: Tensor, labels_BT: Tensor) -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(logits(tokens_BT).flatten(0, 1), labels_BT.flatten())
+        loss = loss_of(tokens_BT, labels_BT)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
         optimizer.step()

@@ -12,9 +12,10 @@ from shared.megatron.config import ModelConfig
 PEERS = {"torch": "2.13.0", "transformers": "5.19.0", "megatron-core": "0.16.1"}
 """Package -> version that the committed results are about (pins of `pyproject.toml`)."""
 
-REPETITIONS = 9
+REPETITIONS = 21
 """Interleaved rounds per shape; each contestant has one turn in a round, and the order rotates."""
 
+CHECKPOINT_REPETITIONS = 9
 RESUME_REPETITIONS = 5
 RESUME_BATCH = (4, 256)
 
